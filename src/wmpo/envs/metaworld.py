@@ -1,0 +1,207 @@
+"""One Meta-World simulator that plays many episodes in turn, with a camera and a renderer of our own.
+
+Meta-World steps at 80 Hz. One environment step here holds an action for ``action_repeat`` of those (4: 20 Hz), which its
+scripted experts tolerate. The stock renderer draws 4096-pixel shadow maps, which is what makes it slow in software.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import os
+import sys
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from wmpo.rng import keyed
+
+
+@dataclass(frozen=True, kw_only=True)
+class CameraConfig:
+    """A free camera that looks at the table. The defaults keep objects and goal markers of most tasks legible at 64 px."""
+
+    azimuth: float = 150.0
+    "Degrees around the vertical axis."
+    elevation: float = -40.0
+    "Degrees; negative looks down."
+    distance: float = 0.9
+    "Metres from the point looked at."
+    lookat: tuple[float, float, float] = (0.0, 0.66, 0.09)
+    "The point looked at, in metres."
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetaWorldConfig:
+    """A Meta-World task seen through one camera."""
+
+    task: str = "drawer-open-v3"
+    "Name of a Meta-World v3 task."
+    image_size: int = 64
+    "Height and width of a frame in pixels."
+    action_repeat: int = 4
+    "Simulator steps (80 Hz) for which one action is held."
+    camera: CameraConfig = field(default_factory=CameraConfig)
+
+    def instruction(self) -> str:
+        """The task's name as a sentence: ``drawer-open-v3`` -> ``drawer open``."""
+        return " ".join(part for part in self.task.split("-") if not (part[0] == "v" and part[1:].isdigit()))
+
+    def validate(self) -> None:
+        """Raises ValueError with the nearest names for an unknown task, and for sizes that cannot be rendered."""
+        check_task(self.task)
+        if not 16 <= self.image_size <= 512 or self.image_size % 16:
+            raise ValueError(f"env.image_size must be a multiple of 16 in 16..512, not {self.image_size}")
+        if self.action_repeat < 1:
+            raise ValueError(f"env.action_repeat must be at least 1, not {self.action_repeat}")
+
+
+def choose_gl() -> None:
+    """Asks MuJoCo for off-screen rendering, unless the user chose a backend. Must run before mujoco is imported."""
+    if "MUJOCO_GL" not in os.environ and "mujoco" not in sys.modules and sys.platform == "linux":
+        os.environ["MUJOCO_GL"] = "egl"
+
+
+GL_HELP = (
+    "MuJoCo cannot render off screen here ({reason}). Install the GL libraries, e.g. on Debian or Ubuntu:\n"
+    "  apt-get install -y libegl1 libgl1 libgl1-mesa-dri libgles2 libosmesa6\n"
+    "on Fedora: dnf install mesa-libEGL mesa-libGL mesa-dri-drivers; or set MUJOCO_GL=osmesa or MUJOCO_GL=egl."
+)
+
+
+def check_task(task: str) -> None:
+    choose_gl()
+    from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+
+    if task not in ALL_V3_ENVIRONMENTS:
+        near = difflib.get_close_matches(task, ALL_V3_ENVIRONMENTS, n=3, cutoff=0.3)
+        raise ValueError(f"unknown Meta-World task {task!r}; did you mean {', '.join(near) or 'drawer-open-v3'}?")
+
+
+class MetaWorldSim:
+    """A simulator whose whole state can be swapped, so that one process interleaves any number of episodes.
+
+    Every chunk starts from a restored state, so an episode does not depend on its neighbours.
+    """
+
+    # Model fields that Meta-World's resets move (drawers, doors, walls, goal sites).
+    _MODEL_FIELDS = ("body_pos", "body_quat", "site_pos", "site_quat", "geom_pos")
+
+    def __init__(self, config: MetaWorldConfig) -> None:
+        check_task(config.task)
+        import mujoco
+        from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+        from metaworld.policies import ENV_POLICY_MAP
+
+        self.config = config
+        self._mujoco = mujoco
+        env = ALL_V3_ENVIRONMENTS[config.task]()
+        env._partially_observable = False  # the expert needs the goal; policies never see this vector
+        env.__dict__.pop("sawyer_observation_space", None)  # cached bounds would clip the goal to zero
+        env._freeze_rand_vec, env.seeded_rand_vec, env._set_task_called = False, True, True
+        env.max_path_length = 10**9  # our clock ends episodes
+        self.env = env
+        self._expert = ENV_POLICY_MAP[config.task]()
+        self._renderer: Any = None
+        self._resets: dict[int, tuple[Any, np.ndarray]] = {}
+
+    def reset(self, seed: int) -> None:
+        """Goes to the start state that this seed names."""
+        if seed not in self._resets:
+            self.env.seed(seed)
+            obs, _ = self.env.reset()
+            self._obs = obs
+            if len(self._resets) > 2048:
+                self._resets.clear()
+            self._resets[seed] = (self.snapshot(), obs)
+        state, self._obs = self._resets[seed]
+        self.restore(state)
+
+    def step(self, action: Float[np.ndarray, " A"]) -> bool:
+        """Holds the action for ``action_repeat`` simulator steps; True as soon as the task is solved."""
+        solved = False
+        for _ in range(self.config.action_repeat):
+            self._obs, _, _, _, info = self.env.step(np.clip(action, -1, 1))
+            solved = solved or info["success"] > 0.5
+        return solved
+
+    def expert_action(self) -> Float[np.ndarray, " A"]:
+        return np.clip(self._expert.get_action(self._obs), -1, 1)
+
+    def snapshot(self) -> SimpleNamespace:
+        """Everything that an episode changes: physics, moved model parts and Meta-World's Python attributes."""
+        mujoco, model, data = self._mujoco, self.env.model, self.env.data
+        physics = np.empty(mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_INTEGRATION))
+        mujoco.mj_getState(model, data, physics, mujoco.mjtState.mjSTATE_INTEGRATION)
+        plain = (np.ndarray, float, int, bool, str, tuple, list, np.generic, type(None))
+        attributes = {k: copy.deepcopy(v) for k, v in self.env.__dict__.items() if isinstance(v, plain)}
+        moved = {name: getattr(model, name).copy() for name in self._MODEL_FIELDS}
+        return SimpleNamespace(physics=physics, attributes=attributes, moved=moved, obs=self._obs.copy())
+
+    def restore(self, state: SimpleNamespace) -> None:
+        mujoco, model, data = self._mujoco, self.env.model, self.env.data
+        for name, value in state.moved.items():
+            getattr(model, name)[:] = value
+        mujoco.mj_setState(model, data, state.physics, mujoco.mjtState.mjSTATE_INTEGRATION)
+        self.env.__dict__.update(copy.deepcopy(state.attributes))
+        mujoco.mj_forward(model, data)
+        for site in self.env._target_site_config:
+            self.env._set_pos_site(*site)
+        self._obs = state.obs.copy()
+
+    def render(self) -> UInt8[np.ndarray, "h w 3"]:
+        """The camera's picture, drawn at twice the size and averaged (anti-aliasing)."""
+        if self._renderer is None:
+            self._renderer, self._camera = self._make_renderer()
+        self._renderer.update_scene(self.env.data, camera=self._camera)
+        scene = self._renderer.scene
+        for flag in ("mjRND_SHADOW", "mjRND_REFLECTION", "mjRND_SKYBOX"):
+            scene.flags[getattr(self._mujoco.mjtRndFlag, flag)] = 0
+        size = self.config.image_size
+        big = self._renderer.render().reshape(size, 2, size, 2, 3)
+        return np.rint(big.mean(axis=(1, 3), dtype=np.float32)).astype(np.uint8)
+
+    def _make_renderer(self) -> tuple[Any, Any]:
+        mujoco, camera = self._mujoco, self.config.camera
+        self.env.model.vis.quality.offsamples = 0
+        view = mujoco.MjvCamera()
+        view.type = mujoco.mjtCamera.mjCAMERA_FREE
+        view.azimuth, view.elevation, view.distance = camera.azimuth, camera.elevation, camera.distance
+        view.lookat[:] = camera.lookat
+        size = 2 * self.config.image_size
+        try:
+            return mujoco.Renderer(self.env.model, size, size), view
+        except Exception as error:  # GL libraries raise many types; all mean the same to the user
+            raise RuntimeError(GL_HELP.format(reason=error)) from error
+
+    def close(self) -> None:
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+
+
+def expert_episode(
+    sim: MetaWorldSim, seed: int, noise: float, max_steps: int, frame_stride: int
+) -> tuple[UInt8[np.ndarray, "L h w 3"], Float[np.ndarray, "S A"], int]:
+    """Plays the scripted expert with Gaussian action noise (the noisy action is what is executed and recorded).
+
+    Returns frames (the start and one every ``frame_stride`` steps), actions, and after how many actions the task was
+    solved (-1: never). The episode goes on to the next frame after success.
+    """
+    rng = keyed(seed, "expert")
+    sim.reset(seed)
+    frames, actions, solved_at = [sim.render()], [], -1
+    while len(actions) < max_steps:
+        action = np.clip(sim.expert_action() + noise * rng.standard_normal(4), -1, 1).astype(np.float32)
+        solved = sim.step(action)
+        actions.append(action)
+        if solved and solved_at < 0:
+            solved_at = len(actions)
+        if len(actions) % frame_stride == 0:
+            frames.append(sim.render())
+            if solved_at >= 0:
+                break
+    return np.stack(frames), np.stack(actions), solved_at

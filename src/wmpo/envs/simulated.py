@@ -1,0 +1,260 @@
+"""The real (simulated) environment: many Meta-World episodes in lockstep, over one simulator process per core.
+
+One process holds one simulator and swaps episode states in and out of it, because several GL contexts in a process corrupt
+each other under OSMesa and because a Meta-World model takes a second to build.
+"""
+
+from __future__ import annotations
+
+import multiprocessing as mp
+import os
+import signal
+import traceback
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from wmpo.envs.clock import Clock
+from wmpo.envs.ledger import Ledger
+from wmpo.envs.metaworld import MetaWorldConfig, MetaWorldSim, choose_gl, expert_episode
+from wmpo.types import ChunkStep, Observation, Starts
+
+
+@dataclass(frozen=True, slots=True)
+class Purpose:
+    """Why real episodes are played; written to the ledger with each of them."""
+
+    purpose: str
+    policy: str
+    temperature: float = 0.0
+    seed: int = 0
+
+
+def _serve(pipe: Connection, config: MetaWorldConfig) -> None:
+    """The loop of a simulator process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    torch.set_num_threads(1)
+    sim: MetaWorldSim | None = None
+    states: dict[int, Any] = {}
+    while True:
+        try:
+            name, args = pipe.recv()
+        except EOFError:
+            break
+        try:
+            if name == "close":
+                break
+            sim = sim or MetaWorldSim(config)
+            pipe.send(("ok", _COMMANDS[name](sim, states, *args)))
+        except Exception as error:
+            pipe.send(("error", (type(error).__name__, str(error), traceback.format_exc())))
+    if sim is not None:
+        sim.close()
+
+
+def _reset(sim: MetaWorldSim, states: dict[int, Any], seeds: dict[int, int]) -> dict[int, np.ndarray]:
+    states.clear()
+    frames = {}
+    for row, seed in seeds.items():
+        sim.reset(seed)
+        frames[row] = sim.render()
+        states[row] = sim.snapshot()
+    return frames
+
+
+def _step(
+    sim: MetaWorldSim, states: dict[int, Any], chunks: dict[int, np.ndarray], stride: int
+) -> dict[int, tuple[np.ndarray, int]]:
+    played = {}
+    for row, chunk in chunks.items():
+        sim.restore(states[row])
+        frames, solved_after = [], 0
+        for k, action in enumerate(chunk, start=1):
+            if sim.step(action) and not solved_after:
+                solved_after = k
+            if k % stride == 0:
+                frames.append(sim.render())
+        states[row] = sim.snapshot()
+        played[row] = (np.stack(frames), solved_after)
+    return played
+
+
+def _expert(sim: MetaWorldSim, states: dict[int, Any], seed: int, *args: Any) -> Any:
+    return expert_episode(sim, seed, *args)
+
+
+_COMMANDS = {"reset": _reset, "step": _step, "expert": _expert}
+
+
+class SimulatedEnv:
+    """A :class:`wmpo.protocols.ChunkEnv` over real physics.
+
+    Args:
+        config: the task and its camera.
+        chunk_size: K, actions in a chunk.
+        max_chunks: time limit in chunks.
+        frame_stride: a frame is rendered every this many actions; K renders only what a policy sees.
+        ledger: where finished episodes are written, or None for throughput measurements.
+        num_workers: simulator processes; by default one per core.
+    """
+
+    def __init__(
+        self,
+        config: MetaWorldConfig,
+        *,
+        chunk_size: int,
+        max_chunks: int,
+        frame_stride: int,
+        ledger: Ledger | None,
+        num_workers: int | None = None,
+    ) -> None:
+        config.validate()
+        if chunk_size % frame_stride:
+            raise ValueError(f"frame_stride {frame_stride} must divide the chunk size {chunk_size}")
+        self.config, self.chunk_size, self.max_chunks, self.frame_stride = config, chunk_size, max_chunks, frame_stride
+        self.purpose = Purpose("unnamed", "unnamed")
+        self._ledger = ledger
+        self._workers = _Workers(config, num_workers or os.cpu_count() or 1)
+        self._clock = Clock(0, chunk_size, max_chunks)
+
+    def reset(self, starts: Starts) -> Observation:
+        """Puts every row at its start state and renders it."""
+        self._starts, self._clock = starts, Clock(len(starts), self.chunk_size, self.max_chunks)
+        self._num_steps = torch.zeros(len(starts), dtype=torch.long)
+        frames = self._workers.scatter("reset", dict(enumerate(starts.sim_seed.tolist())))
+        self._last = torch.from_numpy(np.stack([frames[i] for i in range(len(starts))]))
+        return Observation(frame=self._last, instruction=starts.instruction)
+
+    def step(self, chunk: Float[Tensor, "B K A"]) -> ChunkStep:
+        """Plays one chunk in the rows that are not finished. NaN or infinite actions raise ValueError."""
+        if not torch.isfinite(chunk).all():
+            rows = (~torch.isfinite(chunk).flatten(1).all(1)).nonzero().flatten().tolist()
+            raise ValueError(f"the policy gave NaN or infinite actions in rows {rows}; its weights are damaged")
+        actions = chunk.numpy().astype(np.float64)
+        active = self._clock.active.tolist()
+        played = self._workers.scatter("step", {row: actions[row] for row in active}, self.frame_stride)
+        num_frames = self.chunk_size // self.frame_stride
+        frames = self._last.unsqueeze(1).repeat(1, num_frames, 1, 1, 1)
+        solved_after = torch.zeros(len(self._starts), dtype=torch.long)
+        for row, (rendered, solved) in played.items():
+            frames[row] = torch.from_numpy(rendered)
+            solved_after[row] = solved
+        self._last = frames[:, -1]
+        step = self._clock.tick(frames, solved_after)
+        self._num_steps += step.steps
+        self._record(step)
+        return step
+
+    def _record(self, step: ChunkStep) -> None:
+        ended = (step.terminated | step.truncated).nonzero().flatten().tolist()
+        if self._ledger is None or not ended:
+            return
+        self._ledger.record(
+            [
+                {
+                    "purpose": self.purpose.purpose,
+                    "policy": self.purpose.policy,
+                    "temperature": self.purpose.temperature,
+                    "seed": self.purpose.seed,
+                    "start": int(self._starts.sim_seed[row]),
+                    "episode": int(self._starts.episode_id[row]),
+                    "success": bool(step.terminated[row]),
+                    "steps": int(self._num_steps[row]),
+                }
+                for row in ended
+            ]
+        )
+
+    def play_expert(
+        self, seeds: list[int], *, noise: float, frame_stride: int
+    ) -> list[tuple[np.ndarray, np.ndarray, int]]:
+        """Episodes of the scripted expert: (frames, actions, solved after how many actions or -1), in order of seeds."""
+        limit = self.chunk_size * self.max_chunks
+        episodes = self._workers.each("expert", [(seed, noise, limit, frame_stride) for seed in seeds])
+        if self._ledger is not None:
+            self._ledger.record(
+                [
+                    {"purpose": "demonstrations", "policy": "expert", "temperature": noise, "seed": 0, "start": seed,
+                     "episode": seed, "success": solved >= 0, "steps": len(actions)}
+                    for seed, (_, actions, solved) in zip(seeds, episodes, strict=True)
+                ]
+            )  # fmt: skip
+        return episodes
+
+    def close(self) -> None:
+        self._workers.close()
+
+    def __enter__(self) -> SimulatedEnv:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _Workers:
+    """Simulator processes behind pipes. Rows are dealt out by index, so a row always meets the same simulator."""
+
+    def __init__(self, config: MetaWorldConfig, count: int) -> None:
+        choose_gl()  # the children inherit it
+        context = mp.get_context("spawn")
+        self._pipes: list[Connection] = []
+        self._processes = []
+        for _ in range(count):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs, config), daemon=True)
+            process.start()
+            theirs.close()
+            self._pipes.append(ours)
+            self._processes.append(process)
+
+    def scatter(self, name: str, rows: dict[int, Any], *args: Any) -> dict[int, Any]:
+        """Sends each row to its process, waits for all, and joins the answers."""
+        count = len(self._pipes)
+        parts = [{row: value for row, value in rows.items() if row % count == i} for i in range(count)]
+        for pipe, part in zip(self._pipes, parts, strict=True):
+            pipe.send((name, (part, *args)))
+        joined: dict[int, Any] = {}
+        for i in range(count):
+            joined.update(self._receive(i))
+        return joined
+
+    def each(self, name: str, calls: list[tuple[Any, ...]]) -> list[Any]:
+        """One call per item, spread over the processes."""
+        results: list[Any] = []
+        for first in range(0, len(calls), len(self._pipes)):
+            batch = calls[first : first + len(self._pipes)]
+            for pipe, call in zip(self._pipes, batch, strict=False):
+                pipe.send((name, call))
+            results += [self._receive(i) for i in range(len(batch))]
+        return results
+
+    def _receive(self, index: int) -> Any:
+        try:
+            status, value = self._pipes[index].recv()
+        except EOFError:
+            code = self._processes[index].exitcode
+            raise RuntimeError(f"simulator process {index} died (exit code {code}); out of memory?") from None
+        if status == "ok":
+            return value
+        kind, message, trace = value
+        error = (ValueError if kind == "ValueError" else RuntimeError)(message)
+        error.add_note(f"in simulator process {index}:\n{trace}")
+        raise error
+
+    def close(self) -> None:
+        for pipe in self._pipes:
+            try:
+                pipe.send(("close", ()))
+            except (BrokenPipeError, OSError):
+                continue
+        for process in self._processes:
+            process.join(timeout=5)
+            if process.is_alive():
+                process.kill()
+        for pipe in self._pipes:
+            pipe.close()

@@ -1,0 +1,109 @@
+"""A vision-language-action policy of about a million parameters, for two CPU cores.
+
+One frame and a sentence go in; the logits of a whole chunk of discrete action tokens come out at once (parallel decoding, as
+in OpenVLA-OFT). The sentence is read as UTF-8 bytes through attention, so any sentence works and tasks can share a policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from wmpo.nn import Block, ResidualConv, best_device, to_unit
+from wmpo.policy.codec import ActionCodec
+from wmpo.types import Observation
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmallPolicyConfig:
+    """Sizes of the small policy."""
+
+    dim: int = 128
+    "Width of the transformer."
+    depth: int = 3
+    "Transformer blocks."
+    num_heads: int = 4
+    "Attention heads."
+    num_bins: int = 41
+    "Bins of one action token."
+    chunk_size: int = 4
+    "Actions decoded at once (K)."
+
+    def build(self, codec: ActionCodec, image_size: int) -> SmallPolicy:
+        return SmallPolicy(self, codec, image_size).to(best_device())
+
+
+class TextEncoder(nn.Module):
+    """Sentences [B, L] of UTF-8 bytes (0 = padding) to (B, 4, D) tokens by cross-attention of learned queries."""
+
+    MAX_BYTES = 64
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.byte = nn.Embedding(256, dim)
+        self.position = nn.Parameter(0.02 * torch.randn(self.MAX_BYTES, dim))
+        self.queries = nn.Parameter(0.02 * torch.randn(4, dim))
+        self.block = Block(dim, num_heads)
+        self.attention = nn.MultiheadAttention(dim, num_heads, batch_first=True)
+
+    def forward(self, text: Tensor) -> Tensor:
+        unique, inverse = torch.unique(text, dim=0, return_inverse=True)  # a batch has few different sentences
+        x = self.block(self.byte(unique) + self.position[: unique.shape[1]])
+        queries = self.queries.expand(len(unique), -1, -1)
+        tokens, _ = self.attention(queries, x, x, key_padding_mask=unique == 0, need_weights=False)
+        return tokens[inverse]
+
+    @classmethod
+    def encode(cls, sentences: tuple[str, ...]) -> Tensor:
+        """UTF-8 bytes, cut to MAX_BYTES; a leading space keeps an empty sentence from being all padding."""
+        rows = [(b" " + text.encode())[: cls.MAX_BYTES] for text in sentences]
+        out = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+        for i, row in enumerate(rows):
+            out[i, : len(row)] = torch.frombuffer(bytearray(row), dtype=torch.uint8)
+        return out
+
+
+class SmallPolicy(nn.Module):
+    """Convolutional stem -> visual tokens, text tokens and N action queries -> transformer -> logits [B, N, V]."""
+
+    def __init__(self, config: SmallPolicyConfig, codec: ActionCodec, image_size: int) -> None:
+        super().__init__()
+        if codec.chunk_size != config.chunk_size or codec.num_bins != config.num_bins:
+            raise ValueError(f"codec {codec} does not fit policy {config}")
+        dim, grid = config.dim, image_size // 8
+        self.config, self.codec, self.image_size = config, codec, image_size
+        self.stem = nn.Sequential(
+            nn.PixelUnshuffle(4),
+            nn.Conv2d(48, 64, 3, padding=1),
+            ResidualConv(64),
+            nn.Conv2d(64, dim, 3, stride=2, padding=1),
+            ResidualConv(dim),
+            ResidualConv(dim),
+        )
+        self.position = nn.Parameter(0.02 * torch.randn(grid * grid, dim))
+        self.text = TextEncoder(dim, config.num_heads)
+        self.queries = nn.Parameter(0.02 * torch.randn(codec.num_tokens, dim))
+        self.blocks = nn.ModuleList(Block(dim, config.num_heads) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(dim)
+        self.head = nn.Linear(dim, config.num_bins)
+
+    def prepare(self, observation: Observation) -> Mapping[str, Tensor]:
+        """Tensors for ``__call__``; raises ValueError for frames of another size."""
+        height, width = observation.frame.shape[1:3]
+        if (height, width) != (self.image_size, self.image_size):
+            raise ValueError(f"frames are {height}x{width}, but this policy was built for {self.image_size} px")
+        device = self.head.weight.device
+        return {"frame": observation.frame.to(device), "text": TextEncoder.encode(observation.instruction).to(device)}
+
+    def forward(self, frame: UInt8[Tensor, "B h w 3"], text: Tensor) -> Float[Tensor, "B N V"]:
+        image = to_unit(frame).contiguous(memory_format=torch.channels_last)
+        visual = self.stem(image).flatten(2).transpose(1, 2) + self.position  # (B, grid * grid, D)
+        queries = self.queries.expand(len(frame), -1, -1)
+        x = torch.cat([visual, self.text(text), queries], dim=1)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x[:, -self.codec.num_tokens :])).float()

@@ -1,0 +1,82 @@
+"""The interfaces that everything else is written against. Dimension letters: :mod:`wmpo.types`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from wmpo.types import ChunkStep, Minibatch, Observation, Rollouts, Starts
+
+Context = Any  # what a world model remembers between chunks: opaque, so latents and pixels look the same
+
+
+class ChunkEnv(Protocol):
+    """Real or imagined. Finished rows freeze (their frames repeat, ``steps`` = 0); there is no autoreset."""
+
+    chunk_size: int
+    max_chunks: int
+
+    def reset(self, starts: Starts) -> Observation: ...
+
+    def step(self, chunk: Float[Tensor, "B K A"]) -> ChunkStep: ...
+
+
+class Codec(Protocol):
+    """Between action tokens and actions in the environment's units."""
+
+    def decode(self, tokens: Int[Tensor, "B N"]) -> Float[Tensor, "B K A"]: ...
+
+
+class Policy(Protocol):
+    """A network that gives the logits of a whole chunk at once. ``__call__`` is the only gradient path."""
+
+    @property
+    def codec(self) -> Codec: ...
+
+    def prepare(self, observation: Observation) -> Mapping[str, Tensor]: ...
+
+    def __call__(self, **tensors: Tensor) -> Float[Tensor, "B N V"]: ...
+
+
+class WorldModel(Protocol):
+    """Imagines the frames that follow from a chunk of actions."""
+
+    frame_stride: int
+
+    def begin(self, frames: UInt8[Tensor, "B H h w 3"]) -> Context: ...
+
+    def imagine(
+        self, context: Context, chunk: Float[Tensor, "B K A"], noise: Float[Tensor, "B ..."]
+    ) -> tuple[UInt8[Tensor, "B F h w 3"], Context]: ...
+
+    def noise_shape(self, chunk_size: int) -> tuple[int, ...]: ...
+
+    def select(self, context: Context, rows: Int[Tensor, " R"]) -> Context: ...
+
+
+class RewardModel(Protocol):
+    """Scores clips of ``window`` consecutive frames; a clip whose logit exceeds ``threshold`` shows success."""
+
+    window: int
+    threshold: float
+
+    def __call__(self, clips: UInt8[Tensor, "M W h w 3"]) -> Float[Tensor, " M"]: ...
+
+
+class Sampler(Protocol):
+    """Plays episodes with the newest weights it was given."""
+
+    def run(self, starts: Starts, temperature: float, seed: int) -> Rollouts: ...
+
+    def load(self, weights: Mapping[str, Tensor]) -> None: ...
+
+
+class Learner(Protocol):
+    """Owns the trained parameters."""
+
+    def step(self, minibatch: Minibatch) -> dict[str, float]: ...
+
+    def publish(self) -> Mapping[str, Tensor]: ...

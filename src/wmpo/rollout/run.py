@@ -1,0 +1,81 @@
+"""The one interaction loop: collection, imagination, audits and evaluation all go through it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from wmpo import likelihood
+from wmpo.nn import autocast
+from wmpo.protocols import ChunkEnv, Policy
+from wmpo.rng import row_gumbel
+from wmpo.types import Observation, Rollouts, Starts
+
+
+@torch.no_grad()
+def run_episodes(
+    env: ChunkEnv, policy: Policy, starts: Starts, *, temperature: float, seed: int, record_video: bool = False
+) -> Rollouts:
+    """Plays one episode per start, in lockstep over chunks; rows that finished leave the policy's batch.
+
+    Token noise is keyed by (seed, episode_id, chunk): the same start gives the same episode in any batch.
+    """
+    observation = env.reset(starts)
+    frames, tokens, logprobs, executed, video = [], [], [], [], [observation.frame.unsqueeze(1)]
+    playing = torch.ones(len(starts), dtype=torch.bool)
+    success = torch.zeros(len(starts), dtype=torch.bool)
+    num_steps = torch.zeros(len(starts), dtype=torch.long)
+    for chunk in range(env.max_chunks):
+        rows = playing.nonzero().squeeze(1)
+        row_tokens, row_logprob = _decide(policy, observation, starts, rows, temperature, seed, chunk)
+        chunk_tokens = torch.zeros(len(starts), row_tokens.shape[1], dtype=torch.long)
+        chunk_logprob = torch.zeros(chunk_tokens.shape)
+        chunk_tokens[rows], chunk_logprob[rows] = row_tokens, row_logprob
+        step = env.step(policy.codec.decode(chunk_tokens))
+        frames.append(observation.frame)
+        tokens.append(chunk_tokens)
+        logprobs.append(chunk_logprob)
+        executed.append(_executed(step.steps, env.chunk_size, chunk_tokens.shape[1]))
+        if record_video:
+            video.append(step.frames)
+        success |= step.terminated
+        num_steps += step.steps
+        playing &= ~(step.terminated | step.truncated)
+        observation = Observation(frame=step.frames[:, -1], instruction=starts.instruction)
+        if not playing.any():
+            break
+    return Rollouts(
+        frame=torch.stack(frames, dim=1),
+        instruction=starts.instruction,
+        tokens=torch.stack(tokens, dim=1),
+        logprob=torch.stack(logprobs, dim=1),
+        executed=torch.stack(executed, dim=1),
+        success=success,
+        num_steps=num_steps,
+        sim_seed=starts.sim_seed,
+        group=starts.group,
+        episode_id=starts.episode_id,
+        video=torch.cat(video, dim=1) if record_video else None,
+    )
+
+
+def _decide(
+    policy: Policy, observation: Observation, starts: Starts, rows: Tensor, temperature: float, seed: int, chunk: int
+) -> tuple[Tensor, Tensor]:
+    """Tokens of the rows that still play, and their log-probabilities (at temperature 1 when greedy)."""
+    seen = Observation(frame=observation.frame[rows], instruction=tuple(starts.instruction[i] for i in rows.tolist()))
+    tensors = policy.prepare(seen)
+    with autocast(next(iter(tensors.values())).device):
+        logits = policy(**tensors).cpu()
+    noise = None
+    if temperature > 0:
+        ids = starts.episode_id[rows].tolist()
+        noise = row_gumbel(seed, "rollout/tokens", ids, chunk, logits.shape[1:])
+    tokens = likelihood.sample(logits, temperature, noise)
+    return tokens, likelihood.log_probs(logits, tokens, temperature or 1.0)
+
+
+def _executed(steps: Tensor, chunk_size: int, num_tokens: int) -> Tensor:
+    """[B] executed actions -> [B, N] mask over the chunk's tokens (time first)."""
+    per_step = torch.arange(chunk_size) < steps.unsqueeze(1)
+    return per_step.repeat_interleave(num_tokens // chunk_size, dim=1)
