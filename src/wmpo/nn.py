@@ -51,18 +51,16 @@ class Block(nn.Module):
 
 
 class ResidualConv(nn.Module):
-    """Two 3x3 convolutions with a skip."""
+    """Two 3x3 convolutions with a skip; the second begins at zero, so no normalisation is needed."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(8, channels)
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
         nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias if self.conv2.bias is not None else torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(F.gelu(self.conv1(self.norm(x)), approximate="tanh"))
+        return x + self.conv2(F.silu(self.conv1(F.silu(x))))
 
 
 def to_unit(frames: Tensor) -> Tensor:

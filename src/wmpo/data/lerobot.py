@@ -1,0 +1,299 @@
+"""Episodes on disk as a LeRobot v3.0 dataset: an appendable, crash-safe writer, and a reader for any such dataset.
+
+We write lossless PNG inside parquet (*image mode*) and read image and video mode. Unlike LeRobot's own recordings, an
+episode of S actions has S + 1 rows, as a world model needs the last frame; that row has ``action_is_pad``. An append
+makes a new pair of files; ``meta/info.json``, replaced last, is the commit: what it does not count does not exist.
+One writer at a time. Nothing in a dataset can run code: no pickle, no format strings from files.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from jaxtyping import UInt8
+from PIL import Image
+
+from wmpo.checkpoint import write_atomic
+from wmpo.data.episode import Episode
+
+CAMERA = "observation.images.main"
+FILES_PER_CHUNK = 1000
+_CHUNK_FILE = "chunk-{chunk_index:03d}/file-{file_index:03d}"
+_DATA_PATH, _EPISODES_PATH = (f"{folder}/{_CHUNK_FILE}.parquet" for folder in ("data", "meta/episodes"))
+_VIDEO_PATH = f"videos/{{video_key}}/{_CHUNK_FILE}.mp4"
+_SCALARS = dict.fromkeys(("next.success", "next.done", "action_is_pad"), "bool") | {"timestamp": "float32"}
+_SCALARS |= dict.fromkeys(("frame_index", "episode_index", "index", "task_index"), "int64")
+_COUNTS = ("episode_index", "length", "data/chunk_index", "data/file_index", "dataset_to_index")
+
+
+class DatasetError(ValueError):
+    """The dataset is incomplete, damaged or of another kind; the message names the file and what to do."""
+
+
+def append_episodes(root: Path, episodes: Sequence[Episode], *, fps: int) -> None:
+    """Adds the episodes in one commit; a process killed in between leaves the dataset as it was.
+
+    Actions are stored as float32. Raises DatasetError when the episodes do not fit each other or the dataset (size of
+    pictures and actions, fps), and OSError, with the path, when the disk is full or the folder cannot be written.
+    """
+    if not episodes:
+        return
+    features, schema = _columns(episodes)
+    info = _read_info(root) if (root / "meta/info.json").exists() else None
+    if info and (info["features"], info["fps"]) != (features, fps):
+        raise DatasetError(f"{root} has another picture size, action size or fps; append to a new folder")
+    old = _episode_rows(root, info) if info else []
+    number = old[-1]["data/chunk_index"] * FILES_PER_CHUNK + old[-1]["data/file_index"] + 1 if old else 0
+    place = {"chunk_index": number // FILES_PER_CHUNK, "file_index": number % FILES_PER_CHUNK}
+    new = _new_rows(episodes, old, place)
+    rows = old + new
+    tasks = list(dict.fromkeys(row["tasks"][0] for row in rows))
+    parts = [_frames(e, row, tasks, fps) for e, row in zip(episodes, new, strict=True)]
+    columns = {key: [value for part in parts for value in part[key]] for key in features}
+    with _reading(root / "meta/episodes"):
+        stats = {key: _total_stats(rows, key) for key in ("action", CAMERA)}
+    _write(root / _DATA_PATH.format(**place), pa.table(columns, schema=schema))
+    _write(root / _EPISODES_PATH.format(**place), pa.Table.from_pylist(new))
+    _write(root / "meta/stats.json", stats)
+    # LeRobot looks a task up in the index of a pandas table, which parquet keeps as this column and this metadata.
+    name = "__index_level_0__"
+    kind = {"name": None, "field_name": name, "pandas_type": "unicode", "numpy_type": "object", "metadata": None}
+    index = json.dumps({"index_columns": [name], "column_indexes": [], "columns": [kind], "pandas_version": "2.0.0"})
+    table = pa.table({"task_index": range(len(tasks)), name: tasks}).replace_schema_metadata({"pandas": index})
+    _write(root / "meta/tasks.parquet", table)
+    _write(root / "meta/info.json", {
+        "codebase_version": "v3.0", "robot_type": "unknown", "fps": fps, "splits": {"train": f"0:{len(rows)}"},
+        "total_episodes": len(rows), "total_frames": new[-1]["dataset_to_index"], "total_tasks": len(tasks),
+        "chunks_size": FILES_PER_CHUNK, "data_files_size_in_mb": 100, "video_files_size_in_mb": 200,
+        "data_path": _DATA_PATH, "video_path": None, "features": features,
+    })  # fmt: skip
+
+
+def _columns(episodes: Sequence[Episode]) -> tuple[dict[str, Any], pa.Schema]:
+    """The columns as LeRobot and as arrow describe them. Raises DatasetError when the episodes cannot share them."""
+    shapes = {(e.frames.shape[1:], e.actions.shape[1:], e.frames.dtype.name) for e in episodes}
+    (picture, action, dtype), *others = shapes
+    if others or picture[2:] != (3,) or len(action) != 1 or dtype != "uint8":
+        raise DatasetError(f"episodes must share one shape, frames uint8 [L,h,w,3] and actions [S,A]; got {shapes}")
+    if bad := [e.episode_id for e in episodes if not e.actions.size or np.abs(e.actions).max() > 3e38]:
+        raise DatasetError(f"episodes {bad} have no action, or one too large for float32; leave them out")
+    features: dict[str, Any] = {
+        CAMERA: {"dtype": "image", "shape": list(picture), "names": ["height", "width", "channels"]},
+        "action": {"dtype": "float32", "shape": list(action), "names": None},
+    } | {name: {"dtype": kind, "shape": [1], "names": None} for name, kind in _SCALARS.items()}
+    vector = pa.list_(pa.float32(), action[0]) if action != (1,) else pa.float32()  # LeRobot's rule for one number
+    types = {CAMERA: pa.struct({"bytes": pa.binary(), "path": pa.string()}), "action": vector}
+    types |= {name: pa.type_for_alias(kind) for name, kind in _SCALARS.items()}
+    # The metadata is for the `datasets` library, which would else show pictures as bytes.
+    return features, pa.schema(types, {"huggingface": json.dumps({"info": {"features": {CAMERA: {"_type": "Image"}}}})})
+
+
+def _new_rows(episodes: Sequence[Episode], old: list[dict[str, Any]], place: dict[str, int]) -> list[dict[str, Any]]:
+    """The rows of meta/episodes, with the statistics that LeRobot's policies normalise by."""
+    rows: list[dict[str, Any]] = []
+    end = old[-1]["dataset_to_index"] if old else 0
+    for e in episodes:
+        begin, end = end, end + len(e.frames)
+        row: dict[str, Any] = {
+            "episode_index": len(old) + len(rows), "tasks": [e.instruction], "length": len(e.frames),
+            **{f"{folder}/{name}": value for folder in ("data", "meta/episodes") for name, value in place.items()},
+            "dataset_from_index": begin, "dataset_to_index": end, "solved_at": int(e.solved_at),
+            "start": int(e.start), "episode_id": int(e.episode_id), "policy": e.policy,
+            "stats/action/count": [len(e.actions)], f"stats/{CAMERA}/count": [len(e.frames)],
+        }  # fmt: skip
+        for key, values in (("action", e.actions.astype(float)), (CAMERA, e.frames.reshape(-1, 3, 1, 1) / 255)):
+            row |= {f"stats/{key}/{s}": getattr(values, s)(axis=0).tolist() for s in ("min", "max", "mean", "std")}
+        rows.append(row)
+    return rows
+
+
+def _frames(episode: Episode, row: dict[str, Any], tasks: list[str], fps: int) -> dict[str, Sequence[Any]]:
+    """The columns of one episode, S + 1 long. ``next.*`` tells what the action of the row leads to."""
+    frame = np.arange(row["length"])
+    actions = np.concatenate([episode.actions, np.zeros_like(episode.actions[:1])]).astype(np.float32)  # (S + 1, A)
+    pictures = [io.BytesIO() for _ in frame]
+    for pixels, picture in zip(episode.frames, pictures, strict=True):
+        Image.fromarray(pixels).save(picture, format="png", compress_level=1)  # LeRobot's level
+    return {
+        CAMERA: [{"bytes": picture.getvalue(), "path": f"frame-{i:06d}.png"} for i, picture in enumerate(pictures)],
+        "action": list(actions) if actions.shape[1] > 1 else actions[:, 0],
+        "next.success": (frame + 1 >= episode.solved_at) & episode.success, "next.done": frame >= len(frame) - 2,
+        "action_is_pad": frame == len(frame) - 1, "timestamp": (frame / fps).astype(np.float32),
+        "frame_index": frame, "episode_index": np.full_like(frame, row["episode_index"]),
+        "index": row["dataset_from_index"] + frame, "task_index": np.full_like(frame, tasks.index(row["tasks"][0])),
+    }  # fmt: skip
+
+
+def _total_stats(rows: list[dict[str, Any]], key: str) -> dict[str, Any]:
+    """The statistics of all frames from those of the episodes, so that an append need not read old frames."""
+    names = ("min", "max", "mean", "std", "count")
+    low, high, mean, std, count = (np.array([row[f"stats/{key}/{name}"] for row in rows]) for name in names)
+    center = np.average(mean, axis=0, weights=count[:, 0])
+    spread = np.sqrt(np.average(std**2 + (mean - center) ** 2, axis=0, weights=count[:, 0]))
+    whole = (low.min(axis=0), high.max(axis=0), center, spread, count.sum(axis=0))
+    return {name: value.tolist() for name, value in zip(names, whole, strict=True)}
+
+
+def _write(path: Path, content: pa.Table | dict[str, Any]) -> None:
+    buffer = io.BytesIO()
+    if isinstance(content, pa.Table):
+        pq.write_table(content, buffer, write_page_checksum=True)
+    else:
+        buffer.write(json.dumps(content, indent=4).encode())
+    try:
+        write_atomic(path, buffer.getvalue())
+    except OSError as error:  # a failed write on a full disk does not say where
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def num_episodes(root: Path) -> int:
+    """How many episodes the dataset holds; 0 when there is none yet. Raises DatasetError when info.json is damaged."""
+    return _read_info(root)["total_episodes"] if (root / "meta/info.json").exists() else 0
+
+
+def read_episodes(root: Path, *, camera: str | None = None) -> list[Episode]:
+    """All episodes, frames decoded to uint8 [L,h,w,3], from our own or any other LeRobot v3.0 folder.
+
+    ``camera`` is the key of the pictures, needed when there are several. In a dataset of another program an episode
+    loses its last action, as no frame follows it; ``solved_at`` is from ``next.success`` (success by that action counts
+    at the last frame) or -1, ``start`` -1, ``policy`` "unknown". Raises DatasetError that names the file.
+    """
+    info = _read_info(root)
+    chosen: list[str] = [key for key in info["cameras"] if camera in (key, None)]
+    if len(chosen) != 1:
+        raise DatasetError(f"{root} has the cameras {info['cameras']}; choose one with camera=..., not {camera!r}")
+    (key,) = chosen
+    episodes, tables = list[Episode](), dict[Path, pa.Table]()
+    for i, row in enumerate(_episode_rows(root, info)):
+        path = root / _DATA_PATH.format(chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
+        if path not in tables:  # only the latest is kept: the episodes of a file follow each other
+            tables = {path: _table(path, {key, "action", *_SCALARS})}
+        with _reading(path):
+            part = tables[path].filter(pc.field("episode_index") == i)
+        order = _column(part, "frame_index", "i", path).tolist()
+        in_order = len(order) == row["length"] and order == list(range(len(order)))
+        _require(in_order, path, f"{len(order)} rows are not the {row['length']} frames of episode {i}")
+        is_video = info["features"][key]["dtype"] == "video"
+        frames = _video(root, info, row, key) if is_video else _pictures(part, key, path)
+        episodes.append(_episode(row, part, frames, path))
+    return episodes
+
+
+def _episode(row: dict[str, Any], part: pa.Table, frames: UInt8[np.ndarray, "L h w 3"], path: Path) -> Episode:
+    flags = {n: _column(part, n, "b", path) for n in ("action_is_pad", "next.success") if n in part.column_names}
+    pad, solved = (flags.get(name, np.zeros(len(part), dtype=bool)) for name in ("action_is_pad", "next.success"))
+    actions = _column(part, "action", "f", path).reshape(len(part), -1).astype(np.float32)
+    steps = min(len(part) - 1, int((~pad).sum()))
+    _require(steps > 0 and actions.size > 0 and not pad[:steps].any(), path, "no action, or one after 'action_is_pad'")
+    first = min(int(solved.argmax()) + 1, steps) if solved.any() else -1
+    ours = {"solved_at": first, "start": -1, "episode_id": row["episode_index"], "policy": "unknown"}
+    for name in ours.keys() & row.keys():
+        _require(type(row[name]) is type(ours[name]), path, f"meta/episodes says {name} = {row[name]!r}")
+        ours[name] = row[name]
+    with _reading(path):
+        return Episode(frames=frames[: steps + 1], actions=actions[:steps], instruction=row["tasks"][0], **ours)
+
+
+def _pictures(part: pa.Table, key: str, path: Path) -> UInt8[np.ndarray, "L h w 3"]:
+    with _reading(path):
+        found = part[key].to_pylist()
+        _require(all(isinstance(p, dict) and p.get("bytes") for p in found), path, f"no pictures inside column {key!r}")
+        files = [io.BytesIO(p["bytes"]) for p in found]
+        return np.stack([np.asarray(Image.open(f, formats=("PNG", "JPEG")).convert("RGB")) for f in files])
+
+
+def _video(root: Path, info: dict[str, Any], row: dict[str, Any], key: str) -> UInt8[np.ndarray, "L h w 3"]:
+    """The frames of one episode, from a file that may hold many; frame i is the one at from_timestamp + i / fps."""
+    fps, frames = info["fps"], list[np.ndarray]()
+    with _reading(root / "meta/episodes"):
+        place = {name: int(row[f"videos/{key}/{name}"]) for name in ("chunk_index", "file_index")}
+        begin, end = (float(row[f"videos/{key}/{name}"]) for name in ("from_timestamp", "to_timestamp"))
+    path = root / _VIDEO_PATH.format(video_key=key, **place)
+    # An open file and a fixed format, because a name or a playlist could make the decoder fetch something else.
+    with _reading(path), open(path, "rb") as content, av.open(content, "r", format="mp4") as container:
+        stream = container.streams.video[0]
+        container.seek(max(0, int((begin - 0.5 / fps) / stream.time_base)), stream=stream)
+        for frame in container.decode(stream):
+            position = (frame.time - begin) * fps
+            if position > min(len(frames) + 0.5, (end - begin) * fps) or len(frames) == row["length"]:
+                break
+            if position > -0.5:  # a seek lands on the key frame before
+                frames.append(frame.to_ndarray(format="rgb24"))
+        _require(len(frames) == row["length"], path, f"{len(frames)} of the frames of episode {row['episode_index']}")
+        return np.stack(frames)
+
+
+def _read_info(root: Path) -> dict[str, Any]:
+    path = root / "meta/info.json"
+    with _reading(path):
+        info = json.loads(path.read_bytes())
+        version, fps, total, features = (info[n] for n in ("codebase_version", "fps", "total_episodes", "features"))
+        _require(version == "v3.0", path, f"version {version!r} is not 'v3.0'; convert it with LeRobot's script")
+        counts = type(fps) in (int, float) and 0 < fps < 1e6 and type(total) is int and total >= 0
+        _require(counts, path, f"fps {fps!r} or total_episodes {total!r} is not a sensible number")
+        # Paths that lead elsewhere are refused: LeRobot itself writes only these, and no slash in a name.
+        _require(info["data_path"] == _DATA_PATH, path, f"data_path is not {_DATA_PATH!r}")
+        _require(info["video_path"] in (_VIDEO_PATH, None), path, f"video_path is not {_VIDEO_PATH!r}")
+        info["cameras"] = [key for key, feature in features.items() if feature["dtype"] in ("image", "video")]
+        _require(not set("".join(info["cameras"])) & set("/\\\0"), path, "a camera has a slash in its name")
+    return info
+
+
+def _episode_rows(root: Path, info: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of meta/episodes that info.json counts."""
+    rows: list[dict[str, Any]] = []
+    total = info["total_episodes"]
+    for path in sorted((root / "meta/episodes").glob("chunk-*/file-*.parquet")):
+        if len(rows) >= total:
+            break  # the rest is of an append that was killed
+        with _reading(path):
+            found = _table(path).to_pylist()
+        for row in found:
+            wrong = [name for name in _COUNTS if type(row.get(name)) is not int]
+            _require(not wrong, path, f"columns {wrong} are missing or of another type")
+            has_task = type(row.get("tasks")) is list and [type(task) for task in row["tasks"][:1]] == [str]
+            _require(row["length"] >= 2 and has_task, path, f"episode {row['episode_index']} has no action or no task")
+        rows += found
+    in_order = all(row["episode_index"] == i for i, row in enumerate(rows))
+    _require(in_order and len(rows) >= total, root / "meta/episodes", f"not the {total} episodes of meta/info.json")
+    return rows[:total]
+
+
+def _table(path: Path, wanted: set[str] | None = None) -> pa.Table:
+    with _reading(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+        return file.read(columns=[name for name in file.schema_arrow.names if not wanted or name in wanted])
+
+
+def _column(part: pa.Table, name: str, kind: str, path: Path) -> np.ndarray:
+    """A column as [L] or [L,A]; ``kind`` is NumPy's letter for its type, which gaps would turn into objects."""
+    with _reading(path):
+        values = np.array(part[name].to_pylist())
+    _require(values.dtype.kind == kind or not len(part), path, f"column {name!r} holds {part[name].type}, or has gaps")
+    return values
+
+
+def _require(fits: bool, path: Path, problem: str) -> None:
+    if not fits:
+        raise DatasetError(f"{path}: {problem}; copy, export or record the dataset again")
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Whatever a damaged file makes its decoder raise becomes one sentence that names the file."""
+    try:
+        yield
+    except DatasetError:
+        raise
+    except Exception as error:  # decoders of damaged bytes raise nearly anything
+        problem = "missing" if isinstance(error, FileNotFoundError) else f"damaged or unusual ({error!r})"
+        raise DatasetError(f"{path} is {problem}; copy, export or record the dataset again") from error

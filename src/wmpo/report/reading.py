@@ -1,0 +1,104 @@
+"""What the report knows of a run: its folder, read with patience for what is unfinished or torn."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+STAGES = ("demos", "sft", "collect", "tokenizer", "world-model", "reward", "improve", "evaluate")
+COMMAND = {"tokenizer": "world-model"}  # stages that are made by another one's command
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """The files of a run; empty where a stage has not written yet."""
+
+    path: Path
+    config: dict[str, Any]
+    stages: dict[str, dict[str, Any]]
+    metrics: dict[str, list[dict[str, Any]]]
+    episodes: list[dict[str, Any]]
+    played_again: int
+    results: dict[str, Any]
+    videos: list[dict[str, str]]
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Time by stage, in the order of the stages."""
+        known = {s: summary["seconds"] for s, summary in self.stages.items() if "seconds" in summary}
+        known |= self.results.get("seconds") or {}
+        return {stage: known[stage] for stage in STAGES if stage in known}
+
+    def part(self, key: str, stage: str) -> Any:
+        """A part of the results or, before they are written, of the summary of the stage that found it."""
+        return self.results[key] if key in self.results else self.stages.get(stage, {}).get(key)
+
+    def setting(self, name: str) -> Any:
+        """The first value of that name anywhere in the nested config."""
+        return _find(self.config.get("config"), name)
+
+    def settings(self) -> list[tuple[str, Any]]:
+        """All leaves of the config under dotted names, as the command line spells them."""
+        return _leaves(self.config.get("config") or {}, "")
+
+    def shown(self, section: str) -> list[dict[str, str]]:
+        return [video for video in self.videos if video["section"] == section]
+
+    def command(self, stage: str) -> str:
+        """What to type to get that stage."""
+        recipe, name = str(self.config.get("recipe", "RECIPE")), self.path.name
+        return f"wmpo {COMMAND.get(stage, stage)} {recipe}" + (f" --name {name}" if name != recipe else "")
+
+
+def read_run(path: Path) -> Run:
+    if not path.is_dir():
+        raise ValueError(f"{path} is not the folder of a run")
+    summaries = {stage: _json(path / "stages" / f"{stage}.json", None) for stage in STAGES}
+    episodes = _lines(path / "ledger.jsonl")
+    # runs are deterministic: an episode that an interruption forced to be played again wrote the same line again
+    unique = {json.dumps(row, sort_keys=True): row for row in episodes}
+    return Run(
+        path=path.resolve(),
+        config=_json(path / "config.json", {}),
+        stages={stage: summary for stage, summary in summaries.items() if summary is not None},
+        metrics={stage: _lines(path / "metrics" / f"{stage}.jsonl") for stage in STAGES},
+        episodes=list(unique.values()),
+        played_again=len(episodes) - len(unique),
+        results=_json(path / "results.json", {}),
+        videos=_json(path / "videos" / "index.json", []),
+    )
+
+
+def _json(path: Path, otherwise: Any) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else otherwise
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it and run its stage again") from error
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """JSON lines; one that a crash tore is left out, as the run itself does."""
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return [row for row in rows if isinstance(row, dict)]
+
+
+def _find(nested: Any, name: str) -> Any:
+    if not isinstance(nested, dict):
+        return None
+    if name in nested:
+        return nested[name]
+    return next((value for value in (_find(inner, name) for inner in nested.values()) if value is not None), None)
+
+
+def _leaves(nested: dict[str, Any], prefix: str) -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for key, value in nested.items():
+        found += _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
+    return found

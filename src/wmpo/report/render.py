@@ -1,0 +1,255 @@
+"""One HTML page from the folder of a run. It reads files only, so it can also tell of an unfinished run."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from wmpo.report import page, plots
+from wmpo.report.headline import headline, trust
+from wmpo.report.page import between, cell, duration, esc, number, percent, signed, table, tiles
+from wmpo.report.reading import Run, read_run
+
+PURPOSES = {
+    "demonstrations": "the expert's, to clone the base policy",
+    "collection": "the base policy's, to train world model and classifier",
+    "validation": "to choose how to decode",
+    "audit": "to check the dream while the policy improves",
+    "test": "to measure; never learned from",
+}
+HEALTH = {
+    "mean_length": "episode length",
+    "mixed_groups": "mixed groups",
+    "kl": "KL to last policy",
+    "entropy": "token entropy",
+    "clip_fraction": "clipped tokens",
+    "seconds": "seconds",
+}
+ABOUT = ("recipe", "seed", "commit", "version", "machine")
+HALVES = "<div class=halves><span class=is-real>real</span><span class=is-dream>imagined</span></div>"
+
+
+def render(run: Path) -> Path:
+    """Writes ``report.html`` into the folder of a run and returns its path."""
+    read = read_run(run)
+    sections = [
+        ("results", "Results", _results(read)),
+        ("learning", "Learning in imagination", _learning(read)),
+        ("audits", "Audits", _audits(read)),
+        ("dream", "Can the dream be trusted?", _dream(read)),
+        ("classifier", "Success classifier", _reward(read)),
+        ("videos", "Before and after", _before_after(read)),
+        ("time", "Time", _time(read)),
+        ("episodes", "Real episodes", _ledger(read)),
+        ("config", "Configuration", _config(read)),
+    ]
+    foot = f"wmpo {esc(read.config.get('version', ''))} · commit {esc(read.config.get('commit', 'unknown'))}"
+    text = page.document(f"{read.path.name}: a robot policy improved in imagination", headline(read), sections, foot)
+    target, unfinished = run / "report.html", run / ".report.html.tmp"
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, target)  # a page is whole or it is not there
+    return target
+
+
+def _missing(run: Run, stage: str) -> str:
+    """What a section says before its stage is complete."""
+    state = "has begun but is not complete" if run.metrics[stage] else "has not run yet"
+    return f"<p class=empty>Stage <b>{stage}</b> {state}. This makes it: <code>{esc(run.command(stage))}</code></p>"
+
+
+def _results(run: Run) -> str:
+    if not run.results:
+        return _missing(run, "evaluate")
+    base, improved, difference = (run.results[key] for key in ("base", "improved", "difference"))
+    rows = []
+    for name in ("greedy", "sampled", "best"):
+        both, gain = (base[name], improved[name]), difference[name]
+        chosen = " → ".join(esc(record["decoding"]) for record in both if "decoding" in record)
+        rows.append(
+            [f"{name}<small>{chosen}</small>"]
+            + [cell(percent(record["success"]), between(record["interval"], 100)) for record in both]
+            + [cell(signed(gain["points"]), between(gain["interval"], sign=True))]
+            + [" → ".join(number(record.get("mean_success_steps"), 0) for record in both)]
+        )
+    lead = (
+        f"Both policies play the same {improved['best']['n']} test starts in the real environment. None of these "
+        "starts was used for training, collection, audits or the choice of decoding."
+    )
+    note = (
+        "Small figures are 95\u202f% intervals: Wilson's for success, the paired one for the difference. Greedy takes "
+        "the likeliest action, sampled draws one, best is each policy's better decoding as chosen on validation starts."
+    )
+    head = ["decoding", "base", "improved", "difference, points", "steps to success"]
+    return f"<p class=lead>{lead}</p>" + table(head, rows, note)
+
+
+def _learning(run: Run) -> str:
+    rows, supervised = run.metrics["improve"], ("sft", "tokenizer", "world-model", "reward")
+    losses = {stage: plots.column(run.metrics[stage], "step", "loss") for stage in supervised}
+    drawn = plots.panels(losses, "Training losses")
+    more = page.details("Losses of the supervised stages", drawn) if drawn else ""
+    unfinished = "" if "improve" in run.stages else _missing(run, "improve")
+    if not rows:
+        return unfinished + more
+    base = run.results.get("base", {}).get("sampled", {}).get("success")
+    curve = plots.learning(rows, run.part("audits", "improve") or [], base, run.part("kept_iteration", "improve"))
+    health = plots.panels({title: plots.column(rows, "iteration", key) for key, title in HEALTH.items()}, "Health", 6)
+    lead = (
+        "The policy practises in the world model only. The line is what the dream believes; the dots, with 95\u202f% "
+        "intervals, are what a few real episodes showed at the same iteration."
+    )
+    stopped = run.part("stopped", "improve")
+    end = f"<p class=note>Why training ended: {esc(stopped)}.</p>" if stopped else ""
+    return f"<p class=lead>{lead}</p>{unfinished}{curve}{end}<h3>Health of training, by iteration</h3>{health}{more}"
+
+
+def _audits(run: Run) -> str:
+    audits, kept = run.part("audits", "improve") or [], run.part("kept_iteration", "improve")
+    if not audits:
+        return "<p class=empty>No audit was played.</p>" if "improve" in run.stages else _missing(run, "improve")
+    tone, sentence = trust(audits, kept)
+    rows = [
+        [
+            f"{audit['iteration']}{' · kept' * (audit['iteration'] == kept)}",
+            percent(audit["real"]),
+            percent(audit["imagined"]),
+            cell(number(audit["j"]), between(audit.get("j_interval"), digits=2)),
+            str(audit["n"]),
+            f"<p>{esc(audit['verdict'])}</p>",
+        ]
+        for audit in audits
+    ]
+    lead = (
+        "Now and then the policy plays real validation starts, and the world model replays the very same actions. J is "
+        "the share of real successes that the dream sees too, less the share of real failures that it takes for "
+        "successes: 1 is perfect; 0 or less means that success in the dream says nothing about reality."
+    )
+    head = ["iteration", "real", "imagined", "J", "episodes", "<p>verdict</p>"]
+    return f"<p class=lead>{lead}</p><p class='say {tone}'>{sentence}</p>" + table(head, rows)
+
+
+def _dream(run: Run) -> str:
+    checks = [row for row in run.metrics["world-model"] if row.get("distance")]
+    model = run.results.get("world_model") or (checks[-1] if checks else {})
+    distance, floor = model.get("distance"), model.get("tokenizer_distance")
+    unfinished = "" if "world-model" in run.stages else _missing(run, "world-model")
+    if not distance:
+        return unfinished
+    ratio = model.get("ratio_last") or (distance[-1] / floor if floor else None)
+    lead = (
+        "Real actions of held-out episodes are replayed in the world model from the first frame on, without ever "
+        "looking back at the real video. Distances are mean absolute differences of pixels between −1 and 1."
+    )
+    facts = [
+        (f"after {len(distance)} chunks", number(distance[-1], 3), "imagined to real frame"),
+        ("tokenizer alone", number(floor, 3), "what encoding a frame already costs"),
+        ("ratio", number(ratio, 2, "×"), "1 is as good as its tokenizer"),
+    ]
+    stopped = f"<p class=note>Why its training ended: {esc(model['stopped'])}.</p>" if model.get("stopped") else ""
+    curves = plots.distance_by_chunk(distance, floor) + plots.distance_in_training(checks)
+    dreams = page.videos(run.path / "videos", run.shown("imagined"))
+    return (
+        f"<p class=lead>{lead}</p>{unfinished}{tiles(facts)}<div class=two>{curves}</div>{stopped}{_replays(run)}"
+        f"{_belief(run)}" + (f"<h3>Episodes that happened only in the dream</h3>{dreams}" if dreams else "")
+    )
+
+
+def _replays(run: Run) -> str:
+    picture, pairs = run.path / "videos" / "strip.png", page.videos(run.path / "videos", run.shown("replay"), HALVES)
+    strip = ""
+    if picture.is_file():
+        image = f"<img src='{page.embed(picture, 'image/png')}' alt='real over imagined frames of the same actions'>"
+        strip = f"<h3>The same actions, real and imagined</h3><div class=strip tabindex=0>{image}</div>"
+    return strip + pairs
+
+
+def _belief(run: Run) -> str:
+    """What imagination thinks of both policies, against what they really do."""
+    imagined = run.results.get("imagined")
+    if not imagined:
+        return ""
+    rows = []
+    for name in ("base", "improved"):
+        real = run.results[name]["sampled"]["success"]
+        rows.append([f"{name} policy", percent(imagined[name]), percent(real), signed((imagined[name] - real) * 100)])
+    note = "Sampled actions. The improved policy was trained to succeed in the dream, so there its figure flatters."
+    return "<h3>What the dream believes</h3>" + table(
+        ["", "imagined success", "real success", "too high by, points"], rows, note
+    )
+
+
+def _reward(run: Run) -> str:
+    reward = run.results.get("reward") or run.stages.get("reward", {})
+    if "real" not in reward:
+        return (
+            _missing(run, "reward")
+            if "reward" not in run.stages
+            else "<p class=empty>Its figures come with evaluate.</p>"
+        )
+    rows = []
+    for name, label in (("real", "real videos"), ("imagined", "imagined replays")):
+        rates: Mapping[str, Any] = reward.get(name) or {}
+        figures = [number(rates.get(key), 3 if key == "f1" else 2) for key in ("tpr", "fpr", "j", "f1")]
+        figures[2] = cell(figures[2], between(rates.get("j_interval"), digits=2))
+        rows.append([label, *figures, f"{rates.get('n', '–')}<small>{rates.get('positives', '–')} solved</small>"])
+    lead = (
+        "In the dream nobody knows whether the task is solved: a classifier watches the last frames and says so. These "
+        "are its errors on held-out episodes, on the real videos and on the world model's replays of the same actions."
+    )
+    note = f"Threshold {number(reward.get('threshold'), 3)}, saved with the weights. J = TPR − FPR."
+    head = ["", "finds success (TPR)", "false alarms (FPR)", "J", "F1", "episodes"]
+    curves = plots.roc(reward) + plots.reliability(reward)
+    return f"<p class=lead>{lead}</p>{table(head, rows, note)}" + (f"<div class=two>{curves}</div>" if curves else "")
+
+
+def _before_after(run: Run) -> str:
+    shown = page.videos(run.path / "videos", run.shown("before-after"))
+    if not shown:
+        return "<p class=empty>No videos were kept.</p>" if "evaluate" in run.stages else _missing(run, "evaluate")
+    return f"<p class=lead>Real episodes of test starts, by the base and by the improved policy.</p>{shown}"
+
+
+def _time(run: Run) -> str:
+    if not run.seconds:
+        return _missing(run, "demos")
+    speed = run.results.get("throughput") or {}
+    facts = [
+        ("imagined", number(speed.get("imagined_steps_per_second"), 0), "environment steps per second"),
+        ("simulated", number(speed.get("real_steps_per_second"), 0), "environment steps per second"),
+        ("world model", number(speed.get("world_model_frames_per_second"), 0), "frames per second, by itself"),
+    ]
+    share = f"<h3>Where a second of imagination goes</h3>{page.share_bar(speed['share'])}" if speed.get("share") else ""
+    side = f"<div>{tiles(facts)}{share}</div>" if speed else ""
+    lead = f"Finished stages took {duration(sum(run.seconds.values()))} together."
+    return f"<p class=lead>{lead}</p><div class=two>{plots.stage_times(run.seconds)}{side}</div>"
+
+
+def _ledger(run: Run) -> str:
+    if not run.episodes:
+        return _missing(run, "demos")
+    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in run.episodes:
+        groups[row["purpose"]].append(row)
+    order = [*PURPOSES, *sorted(set(groups) - set(PURPOSES))]
+    rows = []
+    for purpose, episodes in [(p, groups[p]) for p in order if p in groups] + [("total", run.episodes)]:
+        solved, steps = sum(bool(row["success"]) for row in episodes), sum(row["steps"] for row in episodes)
+        what = f"<small>{PURPOSES[purpose]}</small>" if purpose in PURPOSES else ""
+        rows.append(
+            [f"{esc(purpose)}{what}", number(len(episodes), 0), percent(solved / len(episodes)), number(steps, 0)]
+        )
+    again = f"{run.played_again} more were identical repetitions after an interruption." if run.played_again else ""
+    lead = "Every episode played in the real environment, written down by the environment itself."
+    return f"<p class=lead>{lead}</p>" + table(["purpose", "episodes", "solved", "steps"], rows, again)
+
+
+def _config(run: Run) -> str:
+    if not run.config:
+        return _missing(run, "demos")
+    rows = [[key, f"<code>{esc(run.config[key])}</code>"] for key in ABOUT if key in run.config]
+    leaves = [[esc(name), f"<code>{esc(value)}</code>"] for name, value in run.settings()]
+    every = page.details(f"All {len(leaves)} settings", table(["setting", "value"], leaves))
+    return f"<div class=settings>{table(['', ''], rows)}{every}</div>"

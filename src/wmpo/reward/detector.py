@@ -1,0 +1,49 @@
+"""Success while frames arrive: a sliding window, scored incrementally.
+
+Scoring window by window gives the same first solved frame as scanning the finished video, so imagined episodes can end like
+real ones.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from wmpo.protocols import RewardModel
+
+
+class Detector:
+    """Follows a batch of videos. Windows that reach before the first frame repeat it."""
+
+    def __init__(self, model: RewardModel, first: UInt8[Tensor, "B h w 3"]) -> None:
+        self._model = model
+        self._past = first.unsqueeze(1).repeat(1, model.window - 1, 1, 1, 1)
+
+    def update(
+        self, frames: UInt8[Tensor, "R F h w 3"], rows: Int[Tensor, " R"]
+    ) -> tuple[Int[Tensor, " R"], Float[Tensor, "R F"]]:
+        """For the given rows' next frames: the 1-based index of the first solved one (0: none), and all logits."""
+        window, count = self._model.window, frames.shape[1]
+        seen = torch.cat([self._past[rows], frames], dim=1)
+        clips = torch.stack([seen[:, i : i + window] for i in range(count)], dim=1)
+        logits = self._model(clips.flatten(0, 1)).unflatten(0, (len(frames), count))
+        if not torch.isfinite(logits).all():
+            raise FloatingPointError("the reward model gave NaN or infinite scores; its weights are damaged")
+        if window > 1:
+            self._past[rows] = seen[:, -(window - 1) :]
+        return first_above(logits, self._model.threshold), logits
+
+
+def first_above(logits: Float[Tensor, "R F"], threshold: float) -> Int[Tensor, " R"]:
+    """1-based index of the first frame whose logit exceeds the threshold, 0 where none does."""
+    above = logits > threshold
+    return torch.where(above.any(dim=1), above.int().argmax(dim=1) + 1, 0)
+
+
+@torch.no_grad()
+def score_video(model: RewardModel, video: UInt8[Tensor, "L h w 3"]) -> Float[Tensor, " F"]:
+    """Logits of all frames after the first, by the same windows."""
+    detector = Detector(model, video[:1])
+    _, logits = detector.update(video[1:].unsqueeze(0), torch.zeros(1, dtype=torch.long))
+    return logits[0]

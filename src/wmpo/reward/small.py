@@ -1,0 +1,59 @@
+"""A small convolutional success classifier over a short window of frames."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from wmpo.nn import ResidualConv, autocast, best_device, to_unit
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmallRewardConfig:
+    """Sizes of the small success classifier."""
+
+    window: int = 2
+    "Consecutive frames in a clip (W)."
+    channels: int = 48
+    "Width of the convolutions."
+    dropout: float = 0.2
+    "Dropout before the head."
+
+    def build(self, image_size: int) -> SmallReward:
+        return SmallReward(self, image_size).to(best_device())
+
+
+class SmallReward(nn.Module):
+    """A :class:`wmpo.protocols.RewardModel`. ``threshold`` (a logit) is set by calibration and saved with the weights."""
+
+    def __init__(self, config: SmallRewardConfig, image_size: int) -> None:
+        super().__init__()
+        self.config, self.window, self.image_size, self.threshold = config, config.window, image_size, 0.0
+        c = config.channels
+        self.net = nn.Sequential(
+            nn.PixelUnshuffle(2),
+            nn.Conv2d(12 * config.window, c, 3, stride=2, padding=1),
+            ResidualConv(c),
+            nn.Conv2d(c, 2 * c, 3, stride=2, padding=1),
+            ResidualConv(2 * c),
+            nn.Conv2d(2 * c, 2 * c, 3, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Flatten(),
+            nn.Dropout(config.dropout),
+            nn.Linear(2 * c * (image_size // 16) ** 2, 128),
+            nn.SiLU(),
+            nn.Dropout(config.dropout),
+            nn.Linear(128, 1),
+        )
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, clips: UInt8[Tensor, "M W h w 3"]) -> Float[Tensor, " M"]:
+        """Logits, on the CPU."""
+        device = next(self.parameters()).device
+        images = to_unit(clips.to(device)).flatten(1, 2).contiguous(memory_format=torch.channels_last)
+        with autocast(device):
+            logits = self.net(images)
+        return logits.float().squeeze(1).cpu()

@@ -1,0 +1,47 @@
+"""Cloning: supervised fine-tuning of a policy on demonstrations (the base policy)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from wmpo import likelihood
+from wmpo.data.clips import chunk_clips, shift
+from wmpo.data.episode import Episode
+from wmpo.report.run import StageLog
+from wmpo.rng import keyed
+from wmpo.train.fit import FitConfig, fit
+from wmpo.types import Observation
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTConfig:
+    """Cloning of demonstrations."""
+
+    fit: FitConfig = field(default_factory=lambda: FitConfig(num_steps=500, batch_size=64, learning_rate=6e-4))
+    "The training loop."
+    max_shift: int = 3
+    "Pictures are moved at random by up to this many pixels."
+
+
+def clone(
+    policy: nn.Module, episodes: Sequence[Episode], config: SFTConfig, *, seed: int, checkpoint: Path, log: StageLog
+) -> None:
+    """Maximises the log-likelihood of the demonstrated action tokens, in place."""
+    clips = chunk_clips(episodes, policy.codec.chunk_size)
+    tokens = policy.codec.encode(clips.actions)
+
+    def loss(step: int) -> Tensor:
+        rng = keyed(seed, "sft/batch", step)
+        index = torch.from_numpy(rng.integers(len(tokens), size=config.fit.batch_size))
+        offsets = torch.from_numpy(rng.integers(2 * config.max_shift + 1, size=(len(index), 2)))
+        frames = shift(clips.frame[index], offsets, config.max_shift)
+        seen = Observation(frame=frames, instruction=tuple(clips.instruction[i] for i in index.tolist()))
+        logits = policy(**policy.prepare(seen))
+        return -likelihood.log_probs(logits, tokens[index].to(logits.device)).mean()
+
+    fit(policy, loss, config.fit, checkpoint=checkpoint, log=log)

@@ -1,0 +1,49 @@
+"""Rectified flow from the last known frame to the next one: pure functions.
+
+The paper's flow starts at pure noise (arXiv 2511.09515, section 3). Consecutive frames are nearly equal, so this one starts at
+the last frame plus noise, ``x_0 = last + sigma * noise``: the background is there already and two Euler steps are enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Velocity = Callable[[Tensor, Tensor], Tensor]
+"""(state [B, ...], flow time [B]) -> velocity [B, ...]."""
+
+
+def begin(last: Float[Tensor, "B *S"], noise: Float[Tensor, "B *S"], sigma: float) -> Float[Tensor, "B *S"]:
+    """x_0: the last frame, blurred by noise so that the flow can represent more than one future."""
+    return last + sigma * noise
+
+
+def between(
+    x0: Float[Tensor, "B *S"], x1: Float[Tensor, "B *S"], time: Float[Tensor, " B"]
+) -> Float[Tensor, "B *S"]:
+    """x_t on the straight line from x_0 (t = 0) to x_1 (t = 1)."""
+    t = time.view(-1, *[1] * (x0.dim() - 1))
+    return (1 - t) * x0 + t * x1
+
+
+def velocity_target(x0: Float[Tensor, "B *S"], x1: Float[Tensor, "B *S"]) -> Float[Tensor, "B *S"]:
+    """d x_t / dt, the same all along the line."""
+    return x1 - x0
+
+
+def logit_normal_time(count: int, generator: torch.Generator) -> Float[Tensor, " count"]:
+    """Flow times t = sigmoid(N(0, 1)), with a tenth of them at exactly 0, where every sampler begins."""
+    time = torch.randn(count, generator=generator).sigmoid()
+    return torch.where(torch.rand(count, generator=generator) < 0.1, torch.zeros(()), time)
+
+
+def euler(velocity: Velocity, x0: Float[Tensor, "B *S"], num_steps: int) -> Float[Tensor, "B *S"]:
+    """Integrates from t = 0 to 1 in equal steps; exact when the velocity does not depend on time and state."""
+    x = x0
+    for step in range(num_steps):
+        time = torch.full((len(x),), step / num_steps, device=x.device)
+        x = x + velocity(x, time) / num_steps
+    return x
