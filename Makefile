@@ -1,0 +1,36 @@
+# make quickstart | test | setup | check      Only PYTHON (3.11+) is needed beforehand.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do command -v $$p >/dev/null 2>&1 && \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEV_STAMP := $(VENV)/.installed-dev
+
+.PHONY: setup quickstart test check gl
+
+setup: $(STAMP) gl
+
+quickstart: setup
+	$(BIN)/wmpo run quickstart
+
+test: setup $(DEV_STAMP)
+	$(BIN)/pytest
+
+check: $(DEV_STAMP)
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+# PyTorch first and pinned: an unpinned one would pull gigabytes of CUDA on a laptop.
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed (apt-get install python3 python3-venv)"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "cannot make a virtual environment; on Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
+	$(BIN)/pip install -q --disable-pip-version-check torch==2.13.0
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[sim]'
+	@touch $@
+
+$(DEV_STAMP): $(STAMP)
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[sim,dev]'
+	@touch $@
+
+gl: $(STAMP)
+	@$(BIN)/python scripts/check_gl.py || sh scripts/install_gl.sh && $(BIN)/python scripts/check_gl.py
