@@ -60,7 +60,7 @@ class ResidualConv(nn.Module):
         nn.init.zeros_(self.conv2.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(F.silu(self.conv1(F.silu(x))))
+        return x + self.conv2(F.relu(self.conv1(F.relu(x))))
 
 
 def to_unit(frames: Tensor) -> Tensor:

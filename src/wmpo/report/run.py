@@ -83,10 +83,14 @@ class StageLog:
         else:
             print(line.rstrip(), file=sys.stderr, flush=True)
 
+    def note(self, text: str) -> None:
+        """A line that stays."""
+        if not self.quiet:
+            clear = "\r\033[K" if sys.stderr.isatty() else ""
+            print(f"{clear}{self.stage:12s} {text}", file=sys.stderr, flush=True)
+
     def finish(self, note: str) -> float:
         """Prints the stage's result line; returns its seconds."""
         seconds = time.monotonic() - self.begun
-        clear = "\r\033[K" if sys.stderr.isatty() else ""
-        if not self.quiet:
-            print(f"{clear}{self.stage:12s} {note}  ({seconds:.0f} s)", file=sys.stderr, flush=True)
+        self.note(f"{note}  ({seconds:.0f} s)")
         return seconds

@@ -23,7 +23,7 @@ from wmpo.world_model.tokenizer import Tokenizer
 class TokenizerTraining:
     """Training of the tokenizer."""
 
-    fit: FitConfig = field(default_factory=lambda: FitConfig(num_steps=1200, batch_size=32, learning_rate=2e-3))
+    fit: FitConfig = field(default_factory=lambda: FitConfig(num_steps=1500, batch_size=32, learning_rate=3e-3))
     "The training loop."
     foreground: float = 8.0
     "Extra weight of pixels that differ from the median picture: hand, objects and markers are few pixels."

@@ -1,7 +1,8 @@
 """Frames to a small grid of latents and back: a convolutional autoencoder.
 
 The grid stays fine (a cell is 4x4 pixels): with cells of 8x8 pixels two-pixel goal markers vanished and objects became
-smears, and the dream was wrong for that alone.
+smears, and the dream was wrong for that alone. All convolutions work on that grid: layers at a higher resolution cost three times
+the time and, for the same time, gave a blurrier picture.
 """
 
 from __future__ import annotations
@@ -38,23 +39,20 @@ class Tokenizer(nn.Module):
         self.config = config
         c, z = config.channels, config.latent_channels
         self.encoder = nn.Sequential(
-            nn.PixelUnshuffle(2),
-            nn.Conv2d(12, c, 3, padding=1),
-            ResidualConv(c),
-            nn.Conv2d(c, c, 3, stride=2, padding=1),
+            nn.PixelUnshuffle(4),
+            nn.Conv2d(48, c, 3, padding=1),
             ResidualConv(c),
             ResidualConv(c),
+            nn.ReLU(),
             nn.Conv2d(c, z, 1),
         )
         self.decoder = nn.Sequential(
             nn.Conv2d(z, c, 3, padding=1),
             ResidualConv(c),
             ResidualConv(c),
-            nn.Conv2d(c, 4 * c, 1),
-            nn.PixelShuffle(2),
-            ResidualConv(c),
-            nn.Conv2d(c, 12, 3, padding=1),
-            nn.PixelShuffle(2),
+            nn.ReLU(),
+            nn.Conv2d(c, 48, 3, padding=1),
+            nn.PixelShuffle(4),
         )
         # No affine: latents of any training have zero mean and unit variance, which the flow's noise levels assume.
         self.normalize = nn.BatchNorm2d(z, affine=False, momentum=0.02)

@@ -1,0 +1,140 @@
+"""A whole experiment as one value. Recipes make it, the command line changes its leaves, the run's folder keeps it."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any
+
+from wmpo.envs.metaworld import MetaWorldConfig
+from wmpo.policy.small import SmallPolicyConfig
+from wmpo.reward.small import SmallRewardConfig
+from wmpo.train.reward import RewardTraining
+from wmpo.train.sft import SFTConfig
+from wmpo.train.tokenizer import TokenizerTraining
+from wmpo.train.wmpo import ImproveConfig
+from wmpo.train.world_model import WorldModelTraining
+from wmpo.world_model.small import SmallWorldModelConfig
+from wmpo.world_model.tokenizer import TokenizerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemosConfig:
+    """Demonstrations of the scripted expert."""
+
+    num_episodes: int = 4
+    "Successful episodes to record."
+    noise: float = 0.3
+    "Standard deviation of the noise on the expert's actions."
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectConfig:
+    """The real episodes that world model and reward model learn from."""
+
+    num_episodes: int = 128
+    "The rollout budget P."
+    temperature: float = 1.0
+    "Sampling temperature of the base policy."
+    num_held_out: int = 32
+    "Of these, the episodes that only measure: fidelity of the world model, threshold of the reward model."
+    shard: int = 32
+    "Episodes that are written at once; an interruption loses at most these."
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Success of base and improved policy in the real environment."""
+
+    num_test: int = 256
+    "Test starts; the same for both policies and for every run."
+    num_validation: int = 32
+    "Validation starts on which each policy's best decoding is chosen."
+    temperatures: tuple[float, ...] = (0.0, 0.5, 1.0)
+    "Decodings to choose from; 0 is greedy."
+    num_throughput: int = 64
+    "Episodes for the comparison of simulated with imagined speed."
+    num_videos: int = 6
+    "Test starts shown before and after."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Everything that decides a run, except its seed."""
+
+    env: MetaWorldConfig = field(default_factory=MetaWorldConfig)
+    "The task."
+    max_chunks: int = 12
+    "Time limit of an episode in chunks."
+    num_workers: int = 0
+    "Simulator processes; 0: one per core."
+    demos: DemosConfig = field(default_factory=DemosConfig)
+    policy: SmallPolicyConfig = field(default_factory=SmallPolicyConfig)
+    sft: SFTConfig = field(default_factory=SFTConfig)
+    collect: CollectConfig = field(default_factory=CollectConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    tokenizer_training: TokenizerTraining = field(default_factory=TokenizerTraining)
+    world_model: SmallWorldModelConfig = field(default_factory=SmallWorldModelConfig)
+    world_model_training: WorldModelTraining = field(default_factory=WorldModelTraining)
+    reward: SmallRewardConfig = field(default_factory=SmallRewardConfig)
+    reward_training: RewardTraining = field(default_factory=RewardTraining)
+    improve: ImproveConfig = field(default_factory=ImproveConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+    def validate(self) -> None:
+        """Raises ValueError, naming flag and value, for what cannot work together."""
+        self.env.validate()
+        chunk, stride = self.policy.chunk_size, self.world_model.frame_stride
+        if chunk % stride:
+            raise ValueError(f"world_model.frame_stride {stride} must divide policy.chunk_size {chunk}")
+        if self.env.image_size % 8:
+            raise ValueError(f"env.image_size {self.env.image_size} must be a multiple of 8")
+        held, total = self.collect.num_held_out, self.collect.num_episodes
+        if not 2 <= held < total:
+            raise ValueError(f"collect.num_held_out {held} must be at least 2 and below collect.num_episodes {total}")
+        if self.improve.groups.group_size < 2:
+            raise ValueError(f"improve.groups.group_size {self.improve.groups.group_size}: siblings need at least 2")
+        for name, value in flatten(to_json(self)).items():
+            least = _AT_LEAST.get(name.rsplit(".", 1)[-1])
+            if least is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}, not {value}")
+
+
+_AT_LEAST: dict[str, float] = {
+    "num_episodes": 1, "num_steps": 1, "batch_size": 2, "learning_rate": 1e-12, "max_chunks": 1, "chunk_size": 1,
+    "frame_stride": 1, "num_context": 1, "euler_steps": 1, "num_iterations": 1, "num_groups": 1, "max_rounds": 1,
+    "num_test": 2, "num_validation": 2, "num_throughput": 1, "num_minibatches": 1, "num_epochs": 1, "micro_batch": 1,
+    "every": 1, "check_every": 1, "window": 1, "num_bins": 2, "temperature": 0, "shard": 1, "num_replays": 1,
+    "num_workers": 0, "num_videos": 0,
+}  # fmt: skip
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    return dataclasses.asdict(config)
+
+
+def from_json(kind: type, content: dict[str, Any]) -> Any:
+    """The inverse of :func:`to_json`. Raises ValueError for names that this version does not know."""
+    hints = typing.get_type_hints(kind)
+    unknown = sorted(set(content) - set(hints))
+    if unknown:
+        raise ValueError(f"{kind.__name__} has no field {', '.join(unknown)}")
+    return kind(**{name: _convert(hints[name], value) for name, value in content.items()})
+
+
+def _convert(hint: Any, value: Any) -> Any:
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return from_json(hint, value)
+    if typing.get_origin(hint) in (tuple, types.GenericAlias):
+        return tuple(value)
+    return value
+
+
+def flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under dotted names, as the command line spells them."""
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

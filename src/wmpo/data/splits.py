@@ -1,0 +1,40 @@
+"""Start states: disjoint by construction, because each purpose owns a range of simulator seeds."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from wmpo.types import Starts
+
+Split = Literal["demonstrations", "collection", "audit", "validation", "test", "throughput"]
+_BLOCK = 10_000_000
+_FIRST: dict[Split, int] = {
+    "demonstrations": 1 * _BLOCK,
+    "collection": 2 * _BLOCK,
+    "audit": 3 * _BLOCK,
+    "validation": 4 * _BLOCK,
+    "test": 5 * _BLOCK,
+    "throughput": 6 * _BLOCK,
+}
+_RUN = 100_000  # start states of one run
+
+
+def start_seeds(split: Split, seed: int, first: int, count: int) -> list[int]:
+    """Simulator seeds ``first .. first + count - 1`` of a split. Test starts are the same in runs of any seed.
+
+    Raises ValueError when a run asks for more than 100,000 of a split, or has a seed outside 0..99.
+    """
+    if not 0 <= seed < _BLOCK // _RUN:
+        raise ValueError(f"--seed must be in 0..{_BLOCK // _RUN - 1}, not {seed}")
+    if first + count > _RUN:
+        raise ValueError(f"{split}: only {_RUN} start states belong to a run, but {first + count} are asked for")
+    begin = _FIRST[split] + (0 if split == "test" else seed * _RUN) + first
+    return list(range(begin, begin + count))
+
+
+def simulator_starts(seeds: list[int], instruction: str) -> Starts:
+    """One episode from each; a start's simulator seed is its identity too."""
+    ids = torch.tensor(seeds)
+    return Starts(instruction=(instruction,) * len(seeds), sim_seed=ids, episode_id=ids, group=torch.arange(len(seeds)))

@@ -1,0 +1,100 @@
+"""Intervals for success rates: small numbers of episodes are all anyone has."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from wmpo.rng import keyed
+
+Z = 1.959964  # 95 %
+
+
+def wilson(successes: int, count: int) -> tuple[float, float]:
+    """95 % score interval of a proportion (Wilson 1927); (0, 1) without observations."""
+    if count == 0:
+        return 0.0, 1.0
+    p, z2 = successes / count, Z * Z
+    centre = (p + z2 / (2 * count)) / (1 + z2 / count)
+    half = Z * math.sqrt(p * (1 - p) / count + z2 / (4 * count * count)) / (1 + z2 / count)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def newcombe(first: tuple[int, int], second: tuple[int, int]) -> tuple[float, float]:
+    """95 % interval of p1 - p2 for two independent (successes, count) (Newcombe 1998, method 10)."""
+    (low1, high1), (low2, high2) = wilson(*first), wilson(*second)
+    p1, p2 = (k / n if n else 0.5 for k, n in (first, second))
+    low = p1 - p2 - math.hypot(p1 - low1, high2 - p2)
+    high = p1 - p2 + math.hypot(high1 - p1, p2 - low2)
+    return max(-1.0, low), min(1.0, high)
+
+
+def paired_difference(
+    base: Bool[np.ndarray, " n"], improved: Bool[np.ndarray, " n"], *, draws: int = 10_000
+) -> tuple[float, tuple[float, float]]:
+    """Mean of improved - base over the same starts, in points, with a 95 % bootstrap interval over starts."""
+    if len(base) != len(improved):
+        raise ValueError(f"paired outcomes need the same starts: {len(base)} and {len(improved)} episodes")
+    difference = improved.astype(float) - base.astype(float)
+    # Only three values occur, so resampling starts is drawing three counts.
+    values, counts = np.unique(difference, return_counts=True)
+    resampled = keyed(0, "bootstrap").multinomial(len(difference), counts / len(difference), size=draws)
+    means = resampled @ values / len(difference)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(100 * difference.mean()), (float(100 * low), float(100 * high))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """How well scores tell successes from failures at a threshold. J = TPR - FPR (Youden); GRPO learns only if it is
+    positive (arXiv 2601.04411)."""
+
+    tpr: float
+    fpr: float
+    j: float
+    j_interval: tuple[float, float]
+    f1: float
+    n: int
+    positives: int
+
+
+def rates(predicted: Bool[np.ndarray, " n"], truth: Bool[np.ndarray, " n"]) -> Rates:
+    """Without any success (or failure) TPR (or FPR) is not defined: then it is NaN and so is J."""
+    positives, negatives = int(truth.sum()), int((~truth).sum())
+    hits, alarms = int((predicted & truth).sum()), int((predicted & ~truth).sum())
+    tpr = hits / positives if positives else math.nan
+    fpr = alarms / negatives if negatives else math.nan
+    wrong = alarms + positives - hits
+    return Rates(
+        tpr=tpr,
+        fpr=fpr,
+        j=tpr - fpr,
+        j_interval=newcombe((hits, positives), (alarms, negatives)),
+        f1=2 * hits / (2 * hits + wrong) if hits + wrong else math.nan,
+        n=len(truth),
+        positives=positives,
+    )
+
+
+def best_threshold(scores: Sequence[Float[np.ndarray, " n"]], truths: Sequence[Bool[np.ndarray, " n"]]) -> float:
+    """The threshold with the greatest J, averaged over the given sets (real and replayed), in the middle of the widest
+    gap between scores that reaches it. Raises ValueError when a set has only successes or only failures."""
+    for truth in truths:
+        if truth.all() or not truth.any():
+            raise ValueError(
+                f"the threshold needs held-out successes and failures, but all {len(truth)} are of one kind; "
+                "collect more episodes (--collect.num-episodes) or change the base policy (--sft.fit.num-steps)"
+            )
+    levels = np.unique(np.concatenate([*scores, [-20.0, 20.0]]))
+    middles = (levels[1:] + levels[:-1]) / 2
+    j = sum(
+        ((s[truth] > middles[:, None]).mean(axis=1) - (s[~truth] > middles[:, None]).mean(axis=1))
+        for s, truth in zip(scores, truths, strict=True)
+    )
+    best = np.flatnonzero(j >= j.max() - 1e-9)
+    widest = best[np.argmax(np.minimum(levels[best + 1] - levels[best], 8.0))]
+    return float(middles[widest])

@@ -1,0 +1,24 @@
+"""Everything in this process: the sampler that a laptop uses, and that other backends wrap."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from wmpo.protocols import ChunkEnv
+from wmpo.rollout.run import run_episodes
+from wmpo.types import Rollouts, Starts
+
+
+class LocalSampler:
+    """A :class:`wmpo.protocols.Sampler` with its own copy of the policy."""
+
+    def __init__(self, env: ChunkEnv, policy: nn.Module) -> None:
+        self.env, self.policy = env, policy.eval()
+
+    def run(self, starts: Starts, temperature: float, seed: int) -> Rollouts:
+        return run_episodes(self.env, self.policy, starts, temperature=temperature, seed=seed)
+
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        self.policy.load_state_dict(dict(weights))

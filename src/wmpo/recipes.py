@@ -1,0 +1,61 @@
+"""Recipes: functions that return a whole experiment. The command line changes leaves of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable
+
+from wmpo.config import CollectConfig, DemosConfig, EvaluateConfig, Experiment
+from wmpo.evaluation.audit import AuditConfig
+from wmpo.policy.small import SmallPolicyConfig
+from wmpo.reward.small import SmallRewardConfig
+from wmpo.rollout.groups import GroupConfig
+from wmpo.train.fit import FitConfig
+from wmpo.train.reward import RewardTraining
+from wmpo.train.sft import SFTConfig
+from wmpo.train.tokenizer import TokenizerTraining
+from wmpo.train.wmpo import ImproveConfig
+from wmpo.train.world_model import WorldModelTraining
+from wmpo.world_model.small import SmallWorldModelConfig
+from wmpo.world_model.tokenizer import TokenizerConfig
+
+
+def quickstart() -> Experiment:
+    """Meta-World, one task, two CPU cores: demonstrations in, a better policy and a report out."""
+    return Experiment()
+
+
+def tiny() -> Experiment:
+    """Every stage in a minute, far too small to learn anything: for tests and for trying things out."""
+    fit = FitConfig(num_steps=12, batch_size=8, checkpoint_seconds=0.0)
+    return Experiment(
+        max_chunks=5,
+        demos=DemosConfig(num_episodes=2, noise=0.1),
+        policy=SmallPolicyConfig(dim=32, depth=1, num_heads=2, num_bins=11),
+        sft=SFTConfig(fit=fit),
+        collect=CollectConfig(num_episodes=12, num_held_out=6, shard=6),
+        tokenizer=TokenizerConfig(channels=16),
+        tokenizer_training=TokenizerTraining(fit=fit),
+        world_model=SmallWorldModelConfig(dim=32, depth=1, num_heads=2),
+        world_model_training=WorldModelTraining(fit=fit, check_every=6),
+        reward=SmallRewardConfig(channels=8),
+        reward_training=RewardTraining(fit=fit, num_replays=1),
+        improve=ImproveConfig(
+            num_iterations=2,
+            groups=GroupConfig(num_groups=2, group_size=4),
+            audit=AuditConfig(every=1, num_episodes=2, max_episodes=4),
+        ),
+        evaluate=EvaluateConfig(num_test=4, num_validation=2, temperatures=(0.0, 1.0), num_throughput=2, num_videos=1),
+    )
+
+
+RECIPES: dict[str, Callable[[], Experiment]] = {"quickstart": quickstart, "tiny": tiny}
+
+
+def recipe(name: str) -> Experiment:
+    """The experiment of a recipe; raises ValueError with the nearest names."""
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name, RECIPES, n=2, cutoff=0.3) or sorted(RECIPES)
+        raise ValueError(f"unknown recipe {name!r}; did you mean {' or '.join(near)}?")
+    return dataclasses.replace(RECIPES[name]())

@@ -1,0 +1,178 @@
+"""Training and calibration of the success classifier.
+
+It learns from the recorded episodes as the tokenizer shows them *and* from imagined replays of them: the world model plays
+the recorded actions, and the recorded outcome is the label. Without the replays it is fooled by what only imagination shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+from wmpo.data.clips import shift
+from wmpo.data.episode import Episode
+from wmpo.evaluation.statistics import best_threshold, rates
+from wmpo.protocols import RewardModel, WorldModel
+from wmpo.report.run import StageLog
+from wmpo.reward.detector import score_video
+from wmpo.reward.small import SmallReward
+from wmpo.rng import keyed
+from wmpo.train.fit import FitConfig, fit
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardTraining:
+    """Training of the success classifier."""
+
+    fit: FitConfig = field(default_factory=lambda: FitConfig(num_steps=500, batch_size=64, learning_rate=1e-3))
+    "The training loop."
+    max_shift: int = 2
+    "Pictures are moved at random by up to this many pixels."
+    noise: float = 6.0
+    "Standard deviation of noise added to the pictures, in grey levels."
+    num_replays: int = 2
+    "Imagined replays of each episode, under different noise."
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledVideo:
+    """A video at the world model's frame rate: real (as the tokenizer shows it) or an imagined replay.
+
+    ``solved_at`` is the first frame that shows success (-1: none).
+    """
+
+    frames: UInt8[Tensor, "L h w 3"]
+    solved_at: int
+
+    @property
+    def success(self) -> bool:
+        return self.solved_at >= 0
+
+
+def real_videos(model: WorldModel, episodes: Sequence[Episode], stride: int) -> list[LabelledVideo]:
+    """Recorded episodes at the world model's frame rate, passed through its tokenizer."""
+    return [
+        LabelledVideo(model.reconstruct(torch.from_numpy(e.frames[::stride])), _frame(e, stride)) for e in episodes
+    ]
+
+
+def replayed_videos(episodes: Sequence[Episode], videos: Sequence[Tensor], stride: int) -> list[LabelledVideo]:
+    """Imagined replays, labelled with what really happened."""
+    return [LabelledVideo(video, _frame(e, stride)) for e, video in zip(episodes, videos, strict=True)]
+
+
+def _frame(episode: Episode, stride: int) -> int:
+    return -(-episode.solved_at // stride) if episode.success else -1
+
+
+class _Clips:
+    """Windows that end at any frame; half of each batch show success."""
+
+    def __init__(self, videos: Sequence[LabelledVideo], window: int) -> None:
+        self.videos = videos
+        positives, negatives, weights = [], [], []
+        for v, video in enumerate(videos):
+            for f in range(1, len(video.frames)):
+                index = [max(0, f - i) for i in reversed(range(window))]
+                if video.success and f >= video.solved_at:
+                    positives.append((v, index))
+                else:
+                    negatives.append((v, index))
+                    # the last frames before success, and the end of failures, are what is hard to tell
+                    near = video.solved_at - f <= 3 if video.success else len(video.frames) - f <= 6
+                    weights.append(3.0 if near else 1.0)
+        if not positives or not negatives:
+            kind = "succeeded" if not negatives else "failed"
+            raise ValueError(f"the success classifier needs successes and failures, but every episode {kind}")
+        self.positives, self.negatives = positives, negatives
+        self.weights = np.array(weights) / np.sum(weights)
+
+    def sample(self, rng: np.random.Generator, count: int) -> tuple[Tensor, Tensor]:
+        wins = rng.integers(len(self.positives), size=count // 2)
+        losses = rng.choice(len(self.negatives), size=count - count // 2, p=self.weights)
+        picked = [self.positives[i] for i in wins] + [self.negatives[i] for i in losses]
+        clips = torch.stack([self.videos[v].frames[index] for v, index in picked])
+        label = torch.zeros(count)
+        label[: count // 2] = 1
+        return clips, label
+
+
+def train_reward(
+    model: SmallReward,
+    videos: Sequence[LabelledVideo],
+    config: RewardTraining,
+    *,
+    seed: int,
+    checkpoint: Path,
+    log: StageLog,
+) -> None:
+    """Binary cross-entropy on balanced clips, in place; the threshold is set by :func:`calibrate`."""
+    clips = _Clips(videos, model.window)
+
+    def loss(step: int) -> Tensor:
+        rng = keyed(seed, "reward/batch", step)
+        frames, label = clips.sample(rng, config.fit.batch_size)
+        flat = frames.permute(0, 2, 3, 1, 4).flatten(3)  # (M, h, w, W * 3): all frames of a clip move together
+        offsets = torch.from_numpy(rng.integers(2 * config.max_shift + 1, size=(len(flat), 2)))
+        moved = shift(flat, offsets, config.max_shift).unflatten(3, (model.window, 3)).permute(0, 3, 1, 2, 4)
+        noise = torch.from_numpy(rng.standard_normal(moved.shape, dtype=np.float32))
+        noisy = (moved + config.noise * noise).round().clamp(0, 255).to(torch.uint8)
+        return torch.nn.functional.binary_cross_entropy_with_logits(model(noisy), label)
+
+    fit(model, loss, config.fit, checkpoint=checkpoint, log=log)
+
+
+def peaks(model: RewardModel, videos: Sequence[LabelledVideo]) -> Float[np.ndarray, " n"]:
+    """The highest logit in each video: an episode counts as solved when it exceeds the threshold."""
+    return np.array([float(score_video(model, video.frames).max()) for video in videos])
+
+
+def calibrate(model: SmallReward, real: Sequence[LabelledVideo], imagined: Sequence[LabelledVideo]) -> dict[str, Any]:
+    """Sets the threshold for the greatest J on held-out episodes, real and replayed together, and measures both.
+
+    The figures are cross-fitted: each half of the episodes is judged at the threshold that the other half chose.
+    """
+    truth = np.array([video.success for video in real])
+    scores = {"real": peaks(model, real), "imagined": peaks(model, imagined)}
+    model.threshold = best_threshold(list(scores.values()), [truth, truth])
+    half = _stratified_halves(truth)
+    measured: dict[str, Any] = {"threshold": model.threshold}
+    for name, score in scores.items():
+        predicted = np.zeros(len(truth), dtype=bool)
+        for part in (half, ~half):
+            predicted[part] = score[part] > _chosen_on(scores, truth, ~part, model.threshold)
+        measured[name] = asdict(rates(predicted, truth)) | _curves(score, truth)
+    return measured
+
+
+def _stratified_halves(truth: Bool[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+    half = np.zeros(len(truth), dtype=bool)
+    for value in (True, False):
+        half[np.flatnonzero(truth == value)[::2]] = True
+    return half
+
+
+def _chosen_on(scores: dict[str, np.ndarray], truth: np.ndarray, part: np.ndarray, fallback: float) -> float:
+    if truth[part].all() or not truth[part].any():
+        return fallback
+    return best_threshold([score[part] for score in scores.values()], [truth[part]] * len(scores))
+
+
+def _curves(score: Float[np.ndarray, " n"], truth: Bool[np.ndarray, " n"]) -> dict[str, Any]:
+    """Points of the ROC curve (FPR, TPR), and of the reliability diagram (mean probability, frequency, count)."""
+    levels = np.concatenate([[-np.inf], np.unique(score), [np.inf]])
+    roc = [((score[~truth] > t).mean().round(4).item(), (score[truth] > t).mean().round(4).item()) for t in levels]
+    probability = 1 / (1 + np.exp(-score))
+    bins = np.clip((probability * 5).astype(int), 0, 4)
+    used = [bins == b for b in range(5) if (bins == b).any()]
+    reliability = [
+        (probability[b].mean().round(4).item(), truth[b].mean().round(4).item(), int(b.sum())) for b in used
+    ]
+    return {"roc": roc, "reliability": reliability}

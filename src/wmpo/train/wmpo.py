@@ -1,0 +1,167 @@
+"""WMPO: on-policy GRPO on imagined episodes (arXiv 2511.09515, algorithm 1).
+
+Differs from the paper: dynamic sampling has a cap; the policy's real success is audited while it dreams, training stops when
+imagined and real success part, and the best audited policy is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wmpo.checkpoint import load_tensors, save_tensors
+from wmpo.evaluation.audit import Audit, AuditConfig, better, parted
+from wmpo.protocols import Policy, Sampler
+from wmpo.report.run import StageLog
+from wmpo.rl.grpo import GRPOConfig, GRPOLearner, minibatches
+from wmpo.rollout.groups import GroupConfig, GroupedRollouts, sample_groups
+from wmpo.types import Starts
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImproveConfig:
+    """GRPO in imagination."""
+
+    num_iterations: int = 16
+    "Iterations of imagine, compare, learn, publish, check."
+    temperature: float = 1.0
+    "Sampling temperature of imagined episodes."
+    groups: GroupConfig = field(default_factory=GroupConfig)
+    "How many episodes an iteration imagines."
+    grpo: GRPOConfig = field(default_factory=GRPOConfig)
+    "The learner."
+    audit: AuditConfig = field(default_factory=AuditConfig)
+    "Real validation episodes that watch the dream."
+    share_noise: bool = False
+    "Siblings share the world model's noise, so that only their actions tell them apart."
+
+
+AuditPolicy = Callable[[Policy, int], Audit]
+"""(policy, iteration) -> what real validation episodes and their replays say about it."""
+
+
+@dataclass
+class _Progress:
+    """What a checkpoint holds beside the learner. ``kept`` is the iteration whose policy is the best so far (0: base)."""
+
+    iteration: int = 0
+    kept: int = 0
+    audits: list[Audit] = field(default_factory=list)
+    stopped: str = ""
+
+
+def improve(
+    sampler: Sampler,
+    learner: GRPOLearner,
+    starts: Starts,
+    config: ImproveConfig,
+    audit: AuditPolicy,
+    *,
+    base_success: float,
+    seed: int,
+    checkpoint: Path,
+    log: StageLog,
+) -> dict[str, Any]:
+    """Trains the learner's policy in place and leaves the best audited one in it.
+
+    Args:
+        base_success: real success of the base policy at the sampling temperature, as collection measured it.
+
+    Raises ValueError when no group is ever mixed: such a dream teaches nothing.
+    """
+    progress = _restore(learner, checkpoint, log)
+    sampler.load(learner.publish())
+    while progress.iteration < config.num_iterations and not progress.stopped:
+        iteration = progress.iteration
+        episodes = sample_groups(  # imagine
+            sampler, starts, config.groups, temperature=config.temperature, seed=seed, iteration=iteration
+        )
+        if episodes.kept is None:
+            progress.stopped = _nothing_to_learn(episodes, iteration)
+            break
+        metrics = [
+            learner.step(part)  # learn
+            for part in minibatches(episodes.kept, config.grpo, seed=seed, iteration=iteration)  # compare
+        ]
+        sampler.load(learner.publish())  # publish
+        progress.iteration += 1
+        _report(log, progress.iteration, config, episodes, metrics)
+        if progress.iteration % config.audit.every == 0 and len(progress.audits) < config.audit.max_audits:  # check
+            _check(progress, audit(learner.policy, progress.iteration), learner, base_success, checkpoint, log)
+        save_tensors(checkpoint, learner.save(), _header(progress))
+    if progress.audits:
+        _restore_best(learner, progress, checkpoint)
+    return _header(progress) | {"kept_iteration": progress.kept if progress.audits else progress.iteration}
+
+
+def _check(
+    progress: _Progress, found: Audit, learner: GRPOLearner, base_success: float, checkpoint: Path, log: StageLog
+) -> None:
+    """Keeps the best policy and stops when the dream and reality part."""
+    reason = parted(found, progress.audits, base_success)
+    if not reason and better(found, progress.audits):
+        progress.kept = found.iteration
+        save_tensors(_best(checkpoint), learner.publish(), {"iteration": found.iteration})
+    progress.audits.append(found)
+    progress.stopped = reason
+    log.note(
+        f"audit after {found.iteration} iterations: real {100 * found.real:.0f} %, imagined {100 * found.imagined:.0f} %, "
+        f"J {found.j:+.2f} (n = {found.n}); {reason or 'the dream still follows reality'}"
+    )
+
+
+def _nothing_to_learn(episodes: GroupedRollouts, iteration: int) -> str:
+    what = f"imagined success is {100 * episodes.success:.0f} % and none of {episodes.num_groups} groups is mixed"
+    if iteration == 0:
+        raise ValueError(
+            f"{what}, so there is nothing to compare; raise improve.groups.max-rounds or improve.temperature, "
+            "collect with a policy that succeeds sometimes, or check the reward model's TPR and FPR in the report"
+        )
+    return f"{what}: imagination has no more to teach"
+
+
+def _report(
+    log: StageLog, iteration: int, config: ImproveConfig, episodes: GroupedRollouts, metrics: list[dict[str, float]]
+) -> None:
+    mean = {key: sum(m[key] for m in metrics) / len(metrics) for key in metrics[0]}
+    log.write(
+        iteration=iteration,
+        imagined_success=episodes.success,
+        mean_length=episodes.mean_length,
+        mixed_groups=episodes.num_mixed,
+        groups=episodes.num_groups,
+        **mean,
+    )
+    note = f"imagined success {100 * episodes.success:.0f} %, {episodes.num_mixed} of {episodes.num_groups} groups mixed"
+    log.progress(iteration, config.num_iterations, note)
+
+
+def _best(checkpoint: Path) -> Path:
+    return checkpoint.with_name("improve_best.safetensors")
+
+
+def _header(progress: _Progress) -> dict[str, Any]:
+    audits = [asdict(audit) for audit in progress.audits]
+    return {"iteration": progress.iteration, "kept": progress.kept, "audits": audits, "stopped": progress.stopped}
+
+
+def _restore(learner: GRPOLearner, checkpoint: Path, log: StageLog) -> _Progress:
+    if not checkpoint.exists():
+        save_tensors(_best(checkpoint), learner.publish(), {"iteration": 0})
+        return _Progress()
+    tensors, header = load_tensors(checkpoint)
+    learner.restore(tensors)
+    log.resume("iteration", header["iteration"] + 1)
+    audits = [Audit(**audit) for audit in header["audits"]]
+    return _Progress(header["iteration"], header["kept"], audits, header["stopped"])
+
+
+@torch.no_grad()
+def _restore_best(learner: GRPOLearner, progress: _Progress, checkpoint: Path) -> None:
+    tensors, header = load_tensors(_best(checkpoint))
+    assert header["iteration"] == progress.kept, (header, progress.kept)
+    learner.policy.load_state_dict(tensors)
