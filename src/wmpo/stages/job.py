@@ -96,7 +96,10 @@ def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
 
 
 def _through_json(config: dict[str, Any]) -> dict[str, Any]:
-    return {k: _through_json(v) if isinstance(v, dict) else list(v) if isinstance(v, tuple) else v for k, v in config.items()}
+    return {
+        k: _through_json(v) if isinstance(v, dict) else list(v) if isinstance(v, tuple) else v
+        for k, v in config.items()
+    }
 
 
 def saved_experiment(path: Path) -> tuple[str, Experiment, int] | None:
@@ -127,7 +130,9 @@ def require(job: Job, stage: str, *needed: str) -> None:
     for name in needed:
         if job.folder.summary(name) is None:
             command = "world-model" if name == "tokenizer" else name
-            raise ValueError(f"{stage} needs the stage {name}, which is not complete in {job.folder.path}; run: wmpo {command}")
+            raise ValueError(
+                f"{stage} needs the stage {name}, which is not complete in {job.folder.path}; run: wmpo {command}"
+            )
 
 
 def commit() -> str:
@@ -146,9 +151,9 @@ def machine() -> str:
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        models = [
+            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
         name = models[0] if models else name
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return f"{name}, {torch.get_num_threads()} threads{gpu}"
-
-

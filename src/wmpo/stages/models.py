@@ -37,7 +37,9 @@ def load_policy(folder: RunFolder, name: str) -> SmallPolicy:
 
 
 def save_tokenizer(folder: RunFolder, tokenizer: Tokenizer) -> None:
-    save_tensors(folder.model("tokenizer"), tokenizer.state_dict(), {"kind": "tokenizer", "config": asdict(tokenizer.config)})
+    save_tensors(
+        folder.model("tokenizer"), tokenizer.state_dict(), {"kind": "tokenizer", "config": asdict(tokenizer.config)}
+    )
 
 
 def load_tokenizer(folder: RunFolder) -> Tokenizer:

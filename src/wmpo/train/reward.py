@@ -58,9 +58,7 @@ class LabelledVideo:
 
 def real_videos(model: WorldModel, episodes: Sequence[Episode], stride: int) -> list[LabelledVideo]:
     """Recorded episodes at the world model's frame rate, passed through its tokenizer."""
-    return [
-        LabelledVideo(model.reconstruct(torch.from_numpy(e.frames[::stride])), _frame(e, stride)) for e in episodes
-    ]
+    return [LabelledVideo(model.reconstruct(torch.from_numpy(e.frames[::stride])), _frame(e, stride)) for e in episodes]
 
 
 def replayed_videos(episodes: Sequence[Episode], videos: Sequence[Tensor], stride: int) -> list[LabelledVideo]:
@@ -172,7 +170,5 @@ def _curves(score: Float[np.ndarray, " n"], truth: Bool[np.ndarray, " n"]) -> di
     probability = 1 / (1 + np.exp(-score))
     bins = np.clip((probability * 5).astype(int), 0, 4)
     used = [bins == b for b in range(5) if (bins == b).any()]
-    reliability = [
-        (probability[b].mean().round(4).item(), truth[b].mean().round(4).item(), int(b.sum())) for b in used
-    ]
+    reliability = [(probability[b].mean().round(4).item(), truth[b].mean().round(4).item(), int(b.sum())) for b in used]
     return {"roc": roc, "reliability": reliability}

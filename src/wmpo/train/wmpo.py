@@ -136,7 +136,9 @@ def _report(
         groups=episodes.num_groups,
         **mean,
     )
-    note = f"imagined success {100 * episodes.success:.0f} %, {episodes.num_mixed} of {episodes.num_groups} groups mixed"
+    note = (
+        f"imagined success {100 * episodes.success:.0f} %, {episodes.num_mixed} of {episodes.num_groups} groups mixed"
+    )
     log.progress(iteration, config.num_iterations, note)
 
 

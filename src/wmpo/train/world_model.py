@@ -25,7 +25,9 @@ from wmpo.world_model.small import LatentContext, SmallWorldModel
 class WorldModelTraining:
     """Training of the video model."""
 
-    fit: FitConfig = field(default_factory=lambda: FitConfig(num_steps=2400, batch_size=48, learning_rate=1e-3, ema=0.995))
+    fit: FitConfig = field(
+        default_factory=lambda: FitConfig(num_steps=2400, batch_size=48, learning_rate=1e-3, ema=0.995)
+    )
     "The training loop."
     pretrain_share: float = 0.15
     "Part of the steps that see demonstrations only; the rest sees the policy's episodes too."
@@ -113,9 +115,7 @@ def train_world_model(
             save_tensors(best, model.state_dict(), {"step": done})
         return done < pretrain_steps or len(checks) - 1 - int(np.argmin(checks)) < config.patience
 
-    notes = fit(
-        model, loss, config.fit, checkpoint=checkpoint, log=log, check=check, check_every=config.check_every
-    )
+    notes = fit(model, loss, config.fit, checkpoint=checkpoint, log=log, check=check, check_every=config.check_every)
     load_into(model, load_tensors(best)[0], best)
     notes["stopped"] = "held-out replays stopped improving" if notes["stopped"] else "all steps done"
     return notes

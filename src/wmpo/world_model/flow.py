@@ -21,9 +21,7 @@ def begin(last: Float[Tensor, "B *S"], noise: Float[Tensor, "B *S"], sigma: floa
     return last + sigma * noise
 
 
-def between(
-    x0: Float[Tensor, "B *S"], x1: Float[Tensor, "B *S"], time: Float[Tensor, " B"]
-) -> Float[Tensor, "B *S"]:
+def between(x0: Float[Tensor, "B *S"], x1: Float[Tensor, "B *S"], time: Float[Tensor, " B"]) -> Float[Tensor, "B *S"]:
     """x_t on the straight line from x_0 (t = 0) to x_1 (t = 1)."""
     t = time.view(-1, *[1] * (x0.dim() - 1))
     return (1 - t) * x0 + t * x1

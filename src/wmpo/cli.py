@@ -1,0 +1,175 @@
+"""The command line: ``wmpo STAGE RECIPE [--name NAME] [--seed S] [--leaf value ...]``."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from wmpo.config import Experiment
+from wmpo.recipes import RECIPES, recipe
+from wmpo.report.render import render
+from wmpo.stages import learn, measure, record
+from wmpo.stages.job import Job, open_job, saved_experiment
+
+SUMMARIES: dict[str, tuple[Callable[[Job], None], str]] = {
+    "demos": (record.demos, "record the scripted expert"),
+    "sft": (learn.sft, "clone the demonstrations: the base policy"),
+    "collect": (record.collect, "play P real episodes with the base policy"),
+    "tokenizer": (learn.tokenizer, ""),
+    "world-model": (learn.world_model, "learn to imagine: tokenizer and video model"),
+    "reward": (learn.reward, "learn to recognise success, and calibrate it"),
+    "improve": (learn.improve, "GRPO in imagination, watched by audits"),
+    "evaluate": (measure.evaluate, "base against improved policy on the same real test starts"),
+}
+COMMANDS = {name: [name] for name in SUMMARIES if name != "tokenizer"} | {
+    "world-model": ["tokenizer", "world-model"],
+    "report": [],
+    "run": list(SUMMARIES),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Settings of a run."""
+
+    name: str = ""
+    "Folder of the run under --runs; by default the recipe's name."
+    seed: int = 0
+    "Everything random depends on it."
+    runs: Path = Path("runs")
+    "Where the folders of runs are."
+    debug: bool = False
+    "Show the whole traceback of an error."
+    experiment: Annotated[Experiment, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Experiment)
+
+
+def usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {SUMMARIES[name][1]}" for name in COMMANDS if name in SUMMARIES]
+    lines += [
+        f"  {'report':{width}}  write report.html from the run's folder",
+        f"  {'run':{width}}  all of the above, resuming where it stopped",
+    ]
+    return "\n".join(
+        [
+            "usage: wmpo STAGE RECIPE [--name NAME] [--seed S] [--leaf value ...]",
+            "",
+            "Improves a robot policy in imagination. Stages work on the folder runs/NAME, in this order:",
+            *lines,
+            "",
+            f"recipes: {', '.join(RECIPES)}",
+            "wmpo run RECIPE --help shows every setting and its value, e.g. --env.task door-open-v3",
+        ]
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = list(sys.argv[1:] if arguments is None else arguments)
+    if not args or args[0] in ("-h", "--help"):
+        print(usage())
+        sys.exit(0 if args else 2)
+    try:
+        _main(args)
+    except KeyboardInterrupt:
+        print(f"\nstopped; the same command goes on from here: wmpo {' '.join(args)}", file=sys.stderr)
+        sys.exit(130)
+    except (ValueError, FloatingPointError, RuntimeError, OSError) as error:
+        if "--debug" in args:
+            traceback.print_exc()
+        print(f"\nerror: {_sentence(error)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return (
+            f"{where}{error.strerror}. Nothing half-written is kept; free space or choose another folder with --runs."
+        )
+    return str(error) or type(error).__name__
+
+
+def _main(args: list[str]) -> None:
+    command, rest = args[0], args[1:]
+    if command == "--version":
+        from importlib.metadata import version
+
+        print(version("wmpo"))
+        return
+    if command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, n=2, cutoff=0.4) or list(COMMANDS)
+        raise ValueError(f"unknown stage {command!r}; did you mean {' or '.join(near)}? See wmpo --help")
+    name, rest = (rest[0], rest[1:]) if rest and not rest[0].startswith("-") else ("quickstart", rest)
+    settings = _settings(command, name, rest)
+    path = settings.runs / (settings.name or name)
+    if command == "report":
+        _report(path)
+        return
+    job = open_job(path, name, settings.experiment, settings.seed)
+    for stage in COMMANDS[command]:
+        if job.folder.summary(stage) is None:
+            SUMMARIES[stage][0](job)
+        elif command != "run":
+            print(f"{stage} is complete in {path}; delete {path}/stages/{stage}.json to run it again", file=sys.stderr)
+    if command == "run":
+        _report(path)
+
+
+def _settings(command: str, name: str, rest: list[str]) -> Settings:
+    """Recipe, then what the run's folder says, then the command line."""
+    default = Settings(experiment=recipe(name))
+    where = _peek(rest, "--runs") or "runs", _peek(rest, "--name") or name
+    saved = saved_experiment(Path(where[0]) / where[1])
+    if saved is not None:
+        if saved[0] != name:
+            raise ValueError(f"{Path(*where)} is a run of recipe {saved[0]!r}, not {name!r}; choose another --name")
+        default = dataclasses.replace(default, experiment=saved[1], seed=saved[2])
+    return tyro.cli(Settings, args=rest, default=default, prog=f"wmpo {command} {name}", description=usage())
+
+
+def _peek(args: list[str], flag: str) -> str | None:
+    for i, arg in enumerate(args):
+        if arg == flag and i + 1 < len(args):
+            return args[i + 1]
+        if arg.startswith(flag + "="):
+            return arg.split("=", 1)[1]
+    return None
+
+
+def _report(path: Path) -> None:
+    page = render(path)
+    results = path / "results.json"
+    if results.exists():
+        print(_table(results))
+    print(f"report: {page}")
+
+
+def _table(results: Path) -> str:
+    from wmpo.checkpoint import read_json
+
+    found = read_json(results)
+    lines = [f"{'real success':14}{'base':>18}{'improved':>20}{'difference, points':>26}"]
+    for key in ("greedy", "sampled", "best"):
+        cells = []
+        for policy in ("base", "improved"):
+            record = found[policy][key]
+            cells.append(f"{100 * record['success']:.1f} % ({record['decoding']})")
+        gain = found["difference"][key]
+        low, high = gain["interval"]
+        lines.append(f"{key:14}{cells[0]:>18}{cells[1]:>20}{gain['points']:>+12.1f} [{low:+.1f}, {high:+.1f}]")
+    n, minutes = found["base"]["best"]["n"], sum(found["seconds"].values()) / 60
+    lines.append(
+        f"n = {n} test starts, paired 95 % intervals; real episodes: {found['real_episodes']}; {minutes:.1f} minutes"
+    )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

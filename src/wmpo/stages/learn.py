@@ -1,0 +1,185 @@
+"""Stages that train: the base policy, the world model, the success classifier, and the policy in imagination."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from wmpo.data.episode import Episode
+from wmpo.data.splits import start_seeds
+from wmpo.envs.imagined import ImaginedEnv
+from wmpo.envs.simulated import Purpose
+from wmpo.evaluation.audit import Audit, judge
+from wmpo.evaluation.world_model import replay, replay_distance
+from wmpo.execution.local import LocalSampler
+from wmpo.policy.codec import ActionCodec
+from wmpo.policy.small import SmallPolicy
+from wmpo.rl.grpo import GRPOLearner
+from wmpo.stages import models
+from wmpo.stages.job import Job, finish, require
+from wmpo.stages.record import play
+from wmpo.train.reward import calibrate, real_videos, replayed_videos, train_reward
+from wmpo.train.sft import clone
+from wmpo.train.tokenizer import train_tokenizer
+from wmpo.train.wmpo import improve as train_in_imagination
+from wmpo.train.world_model import train_world_model
+from wmpo.types import Starts
+
+
+def sft(job: Job) -> None:
+    """Clones the demonstrations: the base policy."""
+    require(job, "sft", "demos")
+    log, experiment = job.log("sft"), job.experiment
+    episodes = job.demonstrations()
+    actions = torch.from_numpy(np.concatenate([episode.actions for episode in episodes]))
+    codec = ActionCodec.fit(actions, experiment.policy.chunk_size, experiment.policy.num_bins)
+    job.seed_torch(1)
+    policy = experiment.policy.build(codec, experiment.env.image_size)
+    clone(policy, episodes, experiment.sft, seed=job.seed, checkpoint=job.folder.checkpoint("sft"), log=log)
+    models.save_policy(job.folder, "base", policy, experiment.env.instruction())
+    size = sum(p.numel() for p in policy.parameters())
+    finish(job, "sft", log, {"parameters": size}, f"base policy of {size / 1e6:.1f} M parameters")
+
+
+def tokenizer(job: Job) -> None:
+    """Trains the image tokenizer on the episodes that may be learned from."""
+    require(job, "world-model", "demos", "collect")
+    log, experiment = job.log("tokenizer"), job.experiment
+    learn, _ = job.collected()
+    job.seed_torch(2)
+    net = experiment.tokenizer.build()
+    train_tokenizer(
+        net,
+        [*job.demonstrations(), *learn],
+        experiment.tokenizer_training,
+        seed=job.seed,
+        checkpoint=job.folder.checkpoint("tokenizer"),
+        log=log,
+    )
+    models.save_tokenizer(job.folder, net)
+    grid, channels = experiment.env.image_size // 4, experiment.tokenizer.latent_channels
+    finish(job, "tokenizer", log, {}, f"frames as {grid}x{grid}x{channels} latents")
+
+
+def world_model(job: Job) -> None:
+    """Trains the video model on demonstrations, then on the policy's episodes too; stops by held-out replays."""
+    require(job, "world-model", "tokenizer")
+    log, experiment, folder = job.log("world-model"), job.experiment, job.folder
+    policy = models.load_policy(folder, "base")
+    learn, held_out = job.collected()
+    job.seed_torch(3)
+    bounds = torch.tensor(policy.codec.low), torch.tensor(policy.codec.high)
+    net = experiment.world_model.build(models.load_tokenizer(folder), *bounds, experiment.env.image_size // 4)
+    notes = train_world_model(
+        net,
+        job.demonstrations(),
+        learn,
+        held_out,
+        experiment.world_model_training,
+        chunk_size=experiment.policy.chunk_size,
+        seed=job.seed,
+        checkpoint=folder.checkpoint("world-model"),
+        log=log,
+    )
+    net.eval()
+    models.save_world_model(folder, net)
+    distance, floor = replay_distance(net, held_out, experiment.policy.chunk_size, seed=job.seed)
+    summary = {
+        "distance": distance,
+        "tokenizer_distance": floor,
+        "ratio_last": distance[-1] / floor,
+        "held_out": len(held_out),
+        "stopped": notes["stopped"],
+    }
+    text = f"replays {distance[-1]:.4f} from reality after {len(distance)} chunks, {summary['ratio_last']:.2f}x the tokenizer's"
+    finish(job, "world-model", log, summary, f"{text}; {notes['stopped']}")
+
+
+def reward(job: Job) -> None:
+    """Trains the success classifier on real frames and imagined replays, calibrates it on held-out episodes."""
+    require(job, "reward", "world-model")
+    log, experiment, folder = job.log("reward"), job.experiment, job.folder
+    dream = models.load_world_model(folder)
+    stride, chunk_size = dream.frame_stride, experiment.policy.chunk_size
+    learn, held_out = job.collected()
+    learn = [*job.demonstrations(), *learn]
+    clips = real_videos(dream, learn, stride)
+    for i in range(experiment.reward_training.num_replays):
+        clips += replayed_videos(learn, replay(dream, learn, chunk_size, seed=job.seed + i), stride)
+    job.seed_torch(4)
+    net = experiment.reward.build(experiment.env.image_size)
+    train_reward(net, clips, experiment.reward_training, seed=job.seed, checkpoint=folder.checkpoint("reward"), log=log)
+    real = real_videos(dream, held_out, stride)
+    imagined = replayed_videos(held_out, replay(dream, held_out, chunk_size, seed=job.seed), stride)
+    measured = calibrate(net, real, imagined)
+    models.save_reward(folder, net)
+    figures = "; ".join(
+        f"{name}: TPR {m['tpr']:.2f} FPR {m['fpr']:.2f} J {m['j']:.2f} F1 {m['f1']:.2f} (n = {m['n']}, {m['positives']} solved)"
+        for name, m in (("real", measured["real"]), ("imagined", measured["imagined"]))
+    )
+    finish(job, "reward", log, measured, figures)
+
+
+def improve(job: Job) -> None:
+    """GRPO on imagined episodes that begin where the collected ones began; audits with real episodes."""
+    require(job, "improve", "reward")
+    log, experiment, folder = job.log("improve"), job.experiment, job.folder
+    config = experiment.improve
+    env = imagined_env(job)
+    learner = GRPOLearner(models.load_policy(folder, "base"), config.grpo, temperature=config.temperature)
+    summary = train_in_imagination(
+        LocalSampler(env, models.load_policy(folder, "base")),
+        learner,
+        imagined_starts(job),
+        config,
+        _auditor(job, env),
+        base_success=folder.summary("collect")["success"],  # type: ignore[index]
+        seed=job.seed,
+        checkpoint=folder.checkpoint("improve"),
+        log=log,
+    )
+    models.save_policy(folder, "improved", learner.policy, experiment.env.instruction())  # type: ignore[arg-type]
+    finish(
+        job, "improve", log, summary, f"kept the policy of iteration {summary['kept_iteration']}; {summary['stopped']}"
+    )
+
+
+def imagined_env(job: Job) -> ImaginedEnv:
+    return ImaginedEnv(
+        models.load_world_model(job.folder),
+        models.load_reward(job.folder),
+        chunk_size=job.experiment.policy.chunk_size,
+        max_chunks=job.experiment.max_chunks,
+        seed=job.seed,
+        share_noise=job.experiment.improve.share_noise,
+    )
+
+
+def imagined_starts(job: Job) -> Starts:
+    """The first frames of the P collected episodes: the only real frames that GRPO sees."""
+    learn, held_out = job.collected()
+    episodes: list[Episode] = [*learn, *held_out]
+    ids = torch.tensor([episode.start for episode in episodes])
+    return Starts(
+        instruction=tuple(episode.instruction for episode in episodes),
+        sim_seed=ids,
+        episode_id=ids,
+        group=torch.arange(len(ids)),
+        frames=torch.stack([torch.from_numpy(episode.frames[:1]) for episode in episodes]),
+    )
+
+
+def _auditor(job: Job, env: ImaginedEnv):  # noqa: ANN202
+    config = job.experiment.improve
+    seeds = start_seeds("audit", job.seed, 0, config.audit.num_episodes)
+
+    def audit(policy: SmallPolicy, iteration: int) -> Audit:
+        purpose = Purpose("audit", f"iteration {iteration}", config.temperature, job.seed)
+        with job.real_env(purpose, frame_stride=1) as real:
+            episodes = play(real, policy, seeds, job, temperature=config.temperature, policy_name=purpose.policy)
+        return judge(
+            episodes, env.world_model, env.reward_model,
+            chunk_size=env.chunk_size, seed=job.seed, iteration=iteration,
+        )  # fmt: skip
+
+    return audit

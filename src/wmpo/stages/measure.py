@@ -1,0 +1,163 @@
+"""The stage that says whether it worked: both policies on the same test starts, in the real environment."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from wmpo.checkpoint import read_json, write_json
+from wmpo.data.splits import simulator_starts, start_seeds
+from wmpo.envs.ledger import Ledger
+from wmpo.envs.simulated import Purpose, SimulatedEnv
+from wmpo.evaluation.policy import Outcomes, difference, play_starts
+from wmpo.policy.small import SmallPolicy
+from wmpo.report.run import StageLog
+from wmpo.rng import row_normal
+from wmpo.rollout.run import run_episodes
+from wmpo.stages.job import Job, finish, require
+from wmpo.stages.learn import imagined_env, imagined_starts
+from wmpo.stages.models import load_policy
+from wmpo.stages.show import make_videos
+from wmpo.types import Starts
+
+POLICIES = ("base", "improved")
+
+
+def evaluate(job: Job) -> None:
+    """Chooses each policy's best decoding on validation starts, then plays the test starts, paired."""
+    require(job, "evaluate", "improve")
+    log = job.log("evaluate")
+    policies = {name: load_policy(job.folder, name) for name in POLICIES}
+    outcomes: dict[str, dict[str, Outcomes]] = {}
+    with job.real_env(Purpose("test", ""), frame_stride=job.experiment.policy.chunk_size) as env:
+        for name, policy in policies.items():
+            outcomes[name] = _test(job, env, policy, name, log)
+    results = _compare(job, outcomes)
+    results["imagined"] = {name: _imagined_success(job, policy) for name, policy in policies.items()}
+    log.note(
+        f"imagined success: base {100 * results['imagined']['base']:.0f} %, improved {100 * results['imagined']['improved']:.0f} %"
+    )
+    results["throughput"] = _throughput(job, policies["base"])
+    make_videos(job, policies, {name: o["best"].temperature for name, o in outcomes.items()})
+    gain = results["difference"]["best"]
+    text = (
+        f"real success {100 * results['base']['best']['success']:.1f} -> {100 * results['improved']['best']['success']:.1f} %, "
+        f"{gain['points']:+.1f} points [{gain['interval'][0]:+.1f}, {gain['interval'][1]:+.1f}]"
+    )
+    finish(job, "evaluate", log, results, text)
+    _write_results(job)
+
+
+def _test(job: Job, env: SimulatedEnv, policy: SmallPolicy, name: str, log: StageLog) -> dict[str, Outcomes]:
+    config = job.experiment.evaluate
+    tried = [_play(job, env, policy, "validation", name, config.num_validation, t) for t in config.temperatures]
+    best = max(tried, key=lambda o: o.success.mean()).temperature  # the first of equals: the least random
+    needed = dict.fromkeys((0.0, 1.0, best))
+    played = {}
+    for i, temperature in enumerate(needed, start=1):
+        played[temperature] = _play(job, env, policy, "test", name, config.num_test, temperature)
+        rate = f"{100 * played[temperature].success.mean():.1f} %"
+        log.progress(i, len(needed), f"{name} policy, {played[temperature].summary()['decoding']}: {rate}")
+    return {"greedy": played[0.0], "sampled": played[1.0], "best": played[best]}
+
+
+def _play(
+    job: Job, env: SimulatedEnv, policy: SmallPolicy, split: Any, name: str, count: int, temperature: float
+) -> Outcomes:
+    env.purpose = Purpose(split, name, temperature, job.seed)
+    starts = simulator_starts(start_seeds(split, job.seed, 0, count), job.experiment.env.instruction())
+    return play_starts(env, policy, starts, temperature, seed=job.seed)
+
+
+def _compare(job: Job, outcomes: dict[str, dict[str, Outcomes]]) -> dict[str, Any]:
+    """Summaries, paired differences, and every outcome in a file of its own."""
+    starts = start_seeds("test", job.seed, 0, job.experiment.evaluate.num_test)
+    raw = {
+        name: {key: {"success": o.success.tolist(), "num_steps": o.num_steps.tolist()} for key, o in kinds.items()}
+        for name, kinds in outcomes.items()
+    }
+    write_json(job.folder.path / "outcomes.json", {"starts": starts, **raw})
+    summaries = {name: {key: o.summary() for key, o in kinds.items()} for name, kinds in outcomes.items()}
+    gains = {key: difference(outcomes["base"][key], outcomes["improved"][key]) for key in outcomes["base"]}
+    return summaries | {"difference": gains}
+
+
+def _imagined_success(job: Job, policy: SmallPolicy) -> float:
+    """Over the start states of the collected episodes, at sampling temperature: compare with what collection measured."""
+    config = job.experiment.improve
+    rollouts = run_episodes(
+        imagined_env(job), policy, imagined_starts(job), temperature=config.temperature, seed=job.seed
+    )
+    return float(rollouts.success.float().mean())
+
+
+def _throughput(job: Job, policy: SmallPolicy) -> dict[str, Any]:
+    """Environment steps per second of simulation and imagination with the same frames, policy and cores; and the world
+    model by itself."""
+    config, stride = job.experiment.evaluate, job.experiment.world_model.frame_stride
+    dream, pool = imagined_env(job), imagined_starts(job)
+    rows = torch.arange(config.num_throughput) % len(pool)
+    starts = pool.rows(rows).with_ids(torch.arange(len(rows)), torch.arange(len(rows)))
+    seeds = start_seeds("throughput", job.seed, 0, config.num_throughput)
+    with job.real_env(Purpose("throughput", "base", 1.0, job.seed), frame_stride=stride) as env:
+        real_starts = simulator_starts(seeds, job.experiment.env.instruction())
+        env.reset(replace(real_starts))  # simulators are built before the clock runs
+        real, _ = _speed(env, policy, real_starts)
+    _speed(dream, policy, starts)  # warm up
+    dream.seconds = dict.fromkeys(dream.seconds, 0.0)
+    imagined, seconds = _speed(dream, policy, starts)
+    share = {key: value / seconds for key, value in dream.seconds.items()}
+    return {
+        "real_steps_per_second": real,
+        "imagined_steps_per_second": imagined,
+        "ratio": imagined / real,
+        "world_model_frames_per_second": _frames_per_second(job, dream, starts),
+        "share": share | {"policy and bookkeeping": 1 - sum(share.values())},
+    }
+
+
+def _speed(env: Any, policy: SmallPolicy, starts: Starts) -> tuple[float, float]:
+    begun = time.perf_counter()
+    rollouts = run_episodes(env, policy, starts, temperature=1.0, seed=0)
+    seconds = time.perf_counter() - begun
+    return float(rollouts.num_steps.sum()) / seconds, seconds
+
+
+def _frames_per_second(job: Job, dream: Any, starts: Starts) -> float:
+    """The world model alone, decoding included."""
+    model, chunk_size = dream.world_model, dream.chunk_size
+    chunk = torch.zeros(len(starts), chunk_size, len(model.action_low))
+    noise = row_normal(0, "throughput", range(len(starts)), 0, model.noise_shape(chunk_size))
+    context = model.begin(starts.frames)
+    begun = time.perf_counter()
+    for _ in range(5):
+        frames, context = model.imagine(context, chunk, noise)
+    return 5 * frames.shape[0] * frames.shape[1] / (time.perf_counter() - begun)
+
+
+def _write_results(job: Job) -> None:
+    """``results.json``: the machine-readable end of a run; its fields are described in docs/results.md."""
+    folder = job.folder
+    stages = {
+        s: folder.summary(s) or {}
+        for s in ("demos", "sft", "collect", "tokenizer", "world-model", "reward", "improve", "evaluate")
+    }
+    evaluated = {k: v for k, v in stages["evaluate"].items() if k != "seconds"}
+    about = read_json(folder.path / "config.json")
+    results = evaluated | {
+        "world_model": {k: v for k, v in stages["world-model"].items() if k != "seconds"},
+        "reward": {k: v for k, v in stages["reward"].items() if k != "seconds"},
+        "audits": stages["improve"]["audits"],
+        "stopped": stages["improve"]["stopped"],
+        "kept_iteration": stages["improve"]["kept_iteration"],
+        "real_episodes": Ledger(folder.ledger).count(),
+        "seconds": {name: summary["seconds"] for name, summary in stages.items() if summary},
+        "seed": about["seed"],
+        "commit": about["commit"],
+        "machine": about["machine"],
+        "config": about["config"],
+    }
+    write_json(folder.path / "results.json", results)

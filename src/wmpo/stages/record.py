@@ -1,0 +1,116 @@
+"""Stages that record real episodes: the expert's demonstrations, and the base policy's own."""
+
+from __future__ import annotations
+
+import torch
+
+from wmpo.data.episode import Episode
+from wmpo.data.lerobot import append_episodes, num_episodes, read_episodes
+from wmpo.data.splits import simulator_starts, start_seeds
+from wmpo.envs.simulated import Purpose, SimulatedEnv
+from wmpo.policy.small import SmallPolicy
+from wmpo.report.run import StageLog
+from wmpo.rollout.run import run_episodes
+from wmpo.stages.job import Job, finish, require
+from wmpo.stages.models import load_policy
+from wmpo.types import Rollouts
+
+
+def demos(job: Job) -> None:
+    """Records successful episodes of the scripted expert, with noise on its actions."""
+    log, config, root = job.log("demos"), job.experiment.demos, job.dataset("demonstrations")
+    solved: list[Episode] = []
+    tried, most = 0, 20 + 10 * config.num_episodes
+    if num_episodes(root) == 0:  # they take seconds, so they are written all at once
+        with job.real_env(Purpose("demonstrations", "expert"), frame_stride=1) as env:
+            while len(solved) < config.num_episodes:
+                if tried >= most:
+                    raise ValueError(
+                        f"the expert of {job.experiment.env.task} solved {len(solved)} of {tried} episodes within "
+                        f"{job.experiment.max_chunks} chunks; raise --max-chunks or lower --demos.noise"
+                    )
+                seeds = start_seeds("demonstrations", job.seed, tried, min(8, config.num_episodes - len(solved)))
+                solved += [episode for episode in _expert(job, env, seeds) if episode.success]
+                tried += len(seeds)
+                log.progress(len(solved), config.num_episodes, "episodes")
+        append_episodes(root, solved, fps=job.fps)
+    steps = [len(e.actions) for e in read_episodes(root)]
+    mean = sum(steps) / len(steps)
+    finish(
+        job,
+        "demos",
+        log,
+        {"episodes": len(steps), "mean_steps": mean},
+        f"{len(steps)} demonstrations, {mean:.0f} steps long",
+    )
+
+
+def _expert(job: Job, env: SimulatedEnv, seeds: list[int]) -> list[Episode]:
+    played = env.play_expert(seeds, noise=job.experiment.demos.noise, frame_stride=1)
+    instruction = job.experiment.env.instruction()
+    return [
+        Episode(
+            frames=frames, actions=actions, solved_at=solved_at,
+            instruction=instruction, start=seed, episode_id=seed, policy="expert",
+        )
+        for seed, (frames, actions, solved_at) in zip(seeds, played, strict=True)
+    ]  # fmt: skip
+
+
+def collect(job: Job) -> None:
+    """Plays exactly P episodes with the base policy at sampling temperature: what everything later learns from."""
+    require(job, "collect", "sft")
+    log, config, root = job.log("collect"), job.experiment.collect, job.dataset("collected")
+    policy = load_policy(job.folder, "base")
+    with job.real_env(Purpose("collection", "base", config.temperature, job.seed), frame_stride=1) as env:
+        while (have := num_episodes(root)) < config.num_episodes:
+            count = min(config.shard, config.num_episodes - have)
+            seeds = start_seeds("collection", job.seed, have, count)
+            episodes = play(env, policy, seeds, job, temperature=config.temperature, policy_name="base")
+            append_episodes(root, episodes, fps=job.fps)
+            log.progress(have + count, config.num_episodes, "episodes")
+    success = [e.success for e in read_episodes(root)]
+    rate = sum(success) / len(success)
+    if rate in (0.0, 1.0):
+        kind = "succeeded" if rate else "failed"
+        raise ValueError(
+            f"all {len(success)} collected episodes {kind}: neither reward nor policy can learn from that; make the base "
+            f"policy {'weaker' if rate else 'stronger'} (--demos.num-episodes, --sft.fit.num-steps) in a new run (--name)"
+        )
+    finish(
+        job,
+        "collect",
+        log,
+        {"episodes": len(success), "success": rate},
+        f"{len(success)} episodes, {100 * rate:.0f} % solved",
+    )
+
+
+def play(
+    env: SimulatedEnv, policy: SmallPolicy, seeds: list[int], job: Job, *, temperature: float, policy_name: str
+) -> list[Episode]:
+    """Real episodes as records. ``env`` must render every step."""
+    starts = simulator_starts(seeds, job.experiment.env.instruction())
+    rollouts = run_episodes(env, policy, starts, temperature=temperature, seed=job.seed, record_video=True)
+    return episodes_of(rollouts, policy, policy_name)
+
+
+def episodes_of(rollouts: Rollouts, policy: SmallPolicy, name: str) -> list[Episode]:
+    """Cuts the padding off; the chunk in which the task was solved is kept to its end."""
+    assert rollouts.video is not None
+    episodes = []
+    for i in range(len(rollouts)):
+        chunks = int(rollouts.executed[i].any(dim=1).sum())
+        actions: torch.Tensor = policy.codec.decode(rollouts.tokens[i, :chunks]).flatten(0, 1)
+        episodes.append(
+            Episode(
+                frames=rollouts.video[i, : len(actions) + 1].numpy(),
+                actions=actions.numpy(),
+                solved_at=int(rollouts.num_steps[i]) if rollouts.success[i] else -1,
+                instruction=rollouts.instruction[i],
+                start=int(rollouts.sim_seed[i]),
+                episode_id=int(rollouts.episode_id[i]),
+                policy=name,
+            )
+        )
+    return episodes
