@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -69,7 +69,15 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> N
     module.load_state_dict(dict(tensors))
 
 
-def pack_training(module: nn.Module, optimizer: torch.optim.Optimizer, ema: list[Tensor]) -> dict[str, Tensor]:
+class Stateful(Protocol):
+    """The part of :class:`torch.nn.Module` that checkpoints need."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> object: ...
+
+
+def pack_training(module: Stateful, optimizer: torch.optim.Optimizer, ema: list[Tensor]) -> dict[str, Tensor]:
     """Model, AdamW moments and averaged weights as one flat dictionary."""
     tensors = {f"model.{name}": tensor for name, tensor in module.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
@@ -77,7 +85,7 @@ def pack_training(module: nn.Module, optimizer: torch.optim.Optimizer, ema: list
     return tensors | {f"ema.{i}": tensor for i, tensor in enumerate(ema)}
 
 
-def unpack_training(tensors: Mapping[str, Tensor], module: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+def unpack_training(tensors: Mapping[str, Tensor], module: Stateful, optimizer: torch.optim.Optimizer) -> list[Tensor]:
     """The inverse of :func:`pack_training`; returns the averaged weights."""
     part = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
     module.load_state_dict(part)

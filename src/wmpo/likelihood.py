@@ -6,7 +6,6 @@ chunk is the product over its N tokens.
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 
 def sdp_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Scaled dot-product attention, (B, heads, T, d). On a CPU plain products are faster than the fused kernel's backward
-    for the short sequences here (measured: 1.6x on a whole training step)."""
+    """Scaled dot-product attention, (B, heads, T, d). On a CPU plain products are faster than the fused kernel's
+    backward for the short sequences here (measured: 1.6x on a whole training step)."""
     if q.is_cuda:
         return F.scaled_dot_product_attention(q, k, v)
     weights = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1)

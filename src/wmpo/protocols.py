@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from jaxtyping import Float, Int, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from wmpo.types import ChunkStep, Minibatch, Observation, Rollouts, Starts
 
@@ -39,6 +39,18 @@ class Policy(Protocol):
     def prepare(self, observation: Observation) -> Mapping[str, Tensor]: ...
 
     def __call__(self, **tensors: Tensor) -> Float[Tensor, "B N V"]: ...
+
+
+class TrainablePolicy(Policy, Protocol):
+    """A policy with weights: what learners and samplers need of :class:`torch.nn.Module` besides."""
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> object: ...
+
+    def eval(self) -> TrainablePolicy: ...
 
 
 class WorldModel(Protocol):

@@ -1,7 +1,7 @@
 """Random numbers keyed by what they are for, never by when they are drawn.
 
-Every draw is a pure function of (seed, purpose, keys), through the counter-based Philox generator. So results do not depend
-on batching, on how rows are split over workers, or on where an interrupted run went on.
+Every draw is a pure function of (seed, purpose, keys), through the counter-based Philox generator. So results do not
+depend on batching, on how rows are split over workers, or on where an interrupted run went on.
 """
 
 from __future__ import annotations

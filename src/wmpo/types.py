@@ -8,8 +8,8 @@ Dimension letters, used everywhere::
     h, w height and width in pixels        M decisions in a minibatch
 
 Frames are uint8 HWC outside the models. Actions are in the environment's units outside the models. Frame ``f`` of an
-episode is the one reached after ``f`` actions; if frame ``f`` is the first solved one, actions ``0 .. f-1`` were executed
-and none later counts.
+episode is the one reached after ``f`` actions; if frame ``f`` is the first solved one, actions ``0 .. f-1`` were
+executed and none later counts.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ _ROLLOUT_TENSORS = (
 
 
 def concatenate(parts: list[Rollouts]) -> Rollouts:
-    """Joins rollouts along the episodes, padding shorter ones: nothing executed, the last frame of the video repeated."""
+    """Joins rollouts along the episodes, padding shorter ones: nothing executed, the video's last frame repeated."""
     if not parts:
         raise ValueError("no rollouts to concatenate")
     chunks = max(part.tokens.shape[1] for part in parts)
@@ -133,8 +133,9 @@ def _pad(tensor: Tensor, chunks: int) -> Tensor:
 class Minibatch:
     """Decisions for one optimiser step.
 
-    ``num_episodes`` is the number of episodes of the *whole* minibatch over all workers and micro-batches, and ``weight``
-    is 1 / (executed tokens of the decision's episode): with them the loss is a plain sum, so 1 worker = n workers.
+    ``num_episodes`` is the number of episodes of the *whole* minibatch over all workers and micro-batches, and
+    ``weight`` is 1 / (executed tokens of the decision's episode): with them the loss is a plain sum, so 1 worker = n
+    workers.
     """
 
     frame: UInt8[Tensor, "M h w 3"]

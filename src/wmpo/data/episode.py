@@ -12,8 +12,8 @@ from jaxtyping import Float, UInt8
 class Episode:
     """Frame ``f`` is seen after ``f`` actions, so there is one frame more than there are actions.
 
-    ``solved_at`` is the number of executed actions after which the task was first solved, or -1. Frames after it, if any,
-    are real too (the chunk is played to its end).
+    ``solved_at`` is the number of executed actions after which the task was first solved, or -1. Frames after it, if
+    any, are real too (the chunk is played to its end).
     """
 
     frames: UInt8[np.ndarray, "L h w 3"]

@@ -12,7 +12,8 @@ from wmpo.types import ChunkStep
 class Clock:
     """Counts executed actions and freezes finished rows.
 
-    ``tick`` takes, for every row, after how many actions *of this chunk* the task was solved (1..K), or 0 if it was not.
+    ``tick`` takes, for every row, after how many actions *of this chunk* the task was solved (1..K), or 0 if it was
+    not.
     """
 
     def __init__(self, num_rows: int, chunk_size: int, max_chunks: int) -> None:

@@ -1,7 +1,7 @@
 """The count of real episodes: the price of everything else.
 
-Only a real environment writes it, one line an episode. Runs are deterministic, so an episode that an interruption forced to
-be played again is the same episode: it is counted once, and the repetition is kept as a separate number.
+Only a real environment writes it, one line an episode. Runs are deterministic, so an episode that an interruption
+forced to be played again is the same episode: it is counted once, and the repetition is kept as a separate number.
 """
 
 from __future__ import annotations

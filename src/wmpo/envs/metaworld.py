@@ -1,7 +1,7 @@
 """One Meta-World simulator that plays many episodes in turn, with a camera and a renderer of our own.
 
-Meta-World steps at 80 Hz. One environment step here holds an action for ``action_repeat`` of those (4: 20 Hz), which its
-scripted experts tolerate. The stock renderer draws 4096-pixel shadow maps, which is what makes it slow in software.
+Meta-World steps at 80 Hz. One environment step here holds an action for ``action_repeat`` of those (4: 20 Hz), which
+its scripted experts tolerate. The stock renderer draws 4096-pixel shadow maps, which is what makes it slow in software.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from wmpo.rng import keyed
 
 @dataclass(frozen=True, kw_only=True)
 class CameraConfig:
-    """A free camera that looks at the table. The defaults keep objects and goal markers of most tasks legible at 64 px."""
+    """A free camera that looks at the table. By default objects and goal markers of most tasks are legible at 64 px."""
 
     azimuth: float = 150.0
     "Degrees around the vertical axis."
@@ -104,7 +104,8 @@ class MetaWorldSim:
         env._freeze_rand_vec, env.seeded_rand_vec, env._set_task_called = False, True, True
         env.max_path_length = 10**9  # our clock ends episodes
         self.env = env
-        self._expert = ENV_POLICY_MAP[config.task]()
+        expert: Any = ENV_POLICY_MAP[config.task]  # typed as abstract there
+        self._expert = expert()
         self._renderer: Any = None
         self._resets: dict[int, tuple[Any, np.ndarray]] = {}
 
@@ -193,7 +194,8 @@ def expert_episode(
     """
     rng = keyed(seed, "expert")
     sim.reset(seed)
-    frames, actions, solved_at = [sim.render()], [], -1
+    frames, solved_at = [sim.render()], -1
+    actions: list[np.ndarray] = []
     while len(actions) < max_steps:
         action = np.clip(sim.expert_action() + noise * rng.standard_normal(4), -1, 1).astype(np.float32)
         solved = sim.step(action)

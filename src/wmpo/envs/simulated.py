@@ -1,7 +1,7 @@
 """The real (simulated) environment: many Meta-World episodes in lockstep, over one simulator process per core.
 
-One process holds one simulator and swaps episode states in and out of it, because several GL contexts in a process corrupt
-each other under OSMesa and because a Meta-World model takes a second to build.
+One process holds one simulator and swaps episode states in and out of it, because several GL contexts in a process
+corrupt each other under OSMesa and because a Meta-World model takes a second to build.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import multiprocessing as mp
 import os
 import signal
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -88,7 +89,7 @@ def _expert(sim: MetaWorldSim, states: dict[int, Any], seed: int, *args: Any) ->
     return expert_episode(sim, seed, *args)
 
 
-_COMMANDS = {"reset": _reset, "step": _step, "expert": _expert}
+_COMMANDS: dict[str, Callable[..., Any]] = {"reset": _reset, "step": _step, "expert": _expert}
 
 
 class SimulatedEnv:
@@ -173,7 +174,7 @@ class SimulatedEnv:
     def play_expert(
         self, seeds: list[int], *, noise: float, frame_stride: int
     ) -> list[tuple[np.ndarray, np.ndarray, int]]:
-        """Episodes of the scripted expert: (frames, actions, solved after how many actions or -1), in order of seeds."""
+        """The scripted expert's episodes, in order of seeds: (frames, actions, solved after how many actions or -1)."""
         limit = self.chunk_size * self.max_chunks
         episodes = self._workers.each("expert", [(seed, noise, limit, frame_stride) for seed in seeds])
         if self._ledger is not None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from wmpo.protocols import ChunkEnv
+from wmpo.protocols import ChunkEnv, TrainablePolicy
 from wmpo.rollout.run import run_episodes
 from wmpo.types import Rollouts, Starts
 
@@ -14,7 +14,7 @@ from wmpo.types import Rollouts, Starts
 class LocalSampler:
     """A :class:`wmpo.protocols.Sampler` with its own copy of the policy."""
 
-    def __init__(self, env: ChunkEnv, policy: nn.Module) -> None:
+    def __init__(self, env: ChunkEnv, policy: TrainablePolicy) -> None:
         self.env, self.policy = env, policy.eval()
 
     def run(self, starts: Starts, temperature: float, seed: int) -> Rollouts:

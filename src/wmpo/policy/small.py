@@ -1,7 +1,8 @@
 """A vision-language-action policy of about a million parameters, for two CPU cores.
 
-One frame and a sentence go in; the logits of a whole chunk of discrete action tokens come out at once (parallel decoding, as
-in OpenVLA-OFT). The sentence is read as UTF-8 bytes through attention, so any sentence works and tasks can share a policy.
+One frame and a sentence go in; the logits of a whole chunk of discrete action tokens come out at once (parallel
+decoding, as in OpenVLA-OFT). The sentence is read as UTF-8 bytes through attention, so any sentence works and tasks can
+share a policy.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Success while frames arrive: a sliding window, scored incrementally.
 
-Scoring window by window gives the same first solved frame as scanning the finished video, so imagined episodes can end like
-real ones.
+Scoring window by window gives the same first solved frame as scanning the finished video, so imagined episodes can end
+like real ones.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ class SmallRewardConfig:
 
 
 class SmallReward(nn.Module):
-    """A :class:`wmpo.protocols.RewardModel`. ``threshold`` (a logit) is set by calibration and saved with the weights."""
+    """A :class:`wmpo.protocols.RewardModel`. Calibration sets ``threshold`` (a logit); it is saved with the weights."""
 
     def __init__(self, config: SmallRewardConfig, image_size: int) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class SmallReward(nn.Module):
             nn.Dropout(config.dropout),
             nn.Linear(128, 1),
         )
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub does not know it
 
     def forward(self, clips: UInt8[Tensor, "M W h w 3"]) -> Float[Tensor, " M"]:
         """Logits, on the CPU."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from wmpo import likelihood
 from wmpo.checkpoint import pack_training, unpack_training
 from wmpo.nn import autocast
+from wmpo.protocols import TrainablePolicy
 from wmpo.rl.advantage import group_advantages
 from wmpo.rl.loss import ClipConfig, policy_loss
 from wmpo.rng import keyed
@@ -67,7 +68,7 @@ def _decisions(rollouts: Rollouts, advantage: Tensor) -> Minibatch:
 class GRPOLearner:
     """A :class:`wmpo.protocols.Learner` in one process."""
 
-    def __init__(self, policy: nn.Module, config: GRPOConfig, *, temperature: float) -> None:
+    def __init__(self, policy: TrainablePolicy, config: GRPOConfig, *, temperature: float) -> None:
         self.policy, self.config, self.temperature = policy.eval(), config, temperature
         self._optimizer = torch.optim.AdamW(
             policy.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.95)

@@ -1,4 +1,4 @@
-"""Groups of siblings for GRPO: repeat each start, keep the groups that teach something, refill the rest, up to a cap."""
+"""Groups of siblings for GRPO: repeat each start, keep the groups that teach something, refill the rest, to a cap."""
 
 from __future__ import annotations
 

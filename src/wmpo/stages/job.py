@@ -103,7 +103,7 @@ def _through_json(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def saved_experiment(path: Path) -> tuple[str, Experiment, int] | None:
-    """Recipe, experiment and seed of a folder that exists; None for a new one. Raises ValueError that names the file."""
+    """Recipe, experiment and seed of a folder that exists; None for a new one. A ValueError names the file."""
     config = path / "config.json"
     if not config.exists():
         return None

@@ -13,7 +13,7 @@ from wmpo.evaluation.audit import Audit, judge
 from wmpo.evaluation.world_model import replay, replay_distance
 from wmpo.execution.local import LocalSampler
 from wmpo.policy.codec import ActionCodec
-from wmpo.policy.small import SmallPolicy
+from wmpo.protocols import Policy
 from wmpo.rl.grpo import GRPOLearner
 from wmpo.stages import models
 from wmpo.stages.job import Job, finish, require
@@ -21,6 +21,7 @@ from wmpo.stages.record import play
 from wmpo.train.reward import calibrate, real_videos, replayed_videos, train_reward
 from wmpo.train.sft import clone
 from wmpo.train.tokenizer import train_tokenizer
+from wmpo.train.wmpo import AuditPolicy
 from wmpo.train.wmpo import improve as train_in_imagination
 from wmpo.train.world_model import train_world_model
 from wmpo.types import Starts
@@ -91,8 +92,9 @@ def world_model(job: Job) -> None:
         "held_out": len(held_out),
         "stopped": notes["stopped"],
     }
-    text = f"replays {distance[-1]:.4f} from reality after {len(distance)} chunks, {summary['ratio_last']:.2f}x the tokenizer's"
-    finish(job, "world-model", log, summary, f"{text}; {notes['stopped']}")
+    text = f"replays {distance[-1]:.4f} from reality after {len(distance)} chunks"
+    ratio = f"{summary['ratio_last']:.2f}x the tokenizer's"
+    finish(job, "world-model", log, summary, f"{text}, {ratio}; {notes['stopped']}")
 
 
 def reward(job: Job) -> None:
@@ -114,7 +116,8 @@ def reward(job: Job) -> None:
     measured = calibrate(net, real, imagined)
     models.save_reward(folder, net)
     figures = "; ".join(
-        f"{name}: TPR {m['tpr']:.2f} FPR {m['fpr']:.2f} J {m['j']:.2f} F1 {m['f1']:.2f} (n = {m['n']}, {m['positives']} solved)"
+        f"{name}: TPR {m['tpr']:.2f} FPR {m['fpr']:.2f} J {m['j']:.2f} F1 {m['f1']:.2f} "
+        f"(n = {m['n']}, {m['positives']} solved)"
         for name, m in (("real", measured["real"]), ("imagined", measured["imagined"]))
     )
     finish(job, "reward", log, measured, figures)
@@ -126,7 +129,8 @@ def improve(job: Job) -> None:
     log, experiment, folder = job.log("improve"), job.experiment, job.folder
     config = experiment.improve
     env = imagined_env(job)
-    learner = GRPOLearner(models.load_policy(folder, "base"), config.grpo, temperature=config.temperature)
+    policy = models.load_policy(folder, "base")
+    learner = GRPOLearner(policy, config.grpo, temperature=config.temperature)
     summary = train_in_imagination(
         LocalSampler(env, models.load_policy(folder, "base")),
         learner,
@@ -138,7 +142,7 @@ def improve(job: Job) -> None:
         checkpoint=folder.checkpoint("improve"),
         log=log,
     )
-    models.save_policy(folder, "improved", learner.policy, experiment.env.instruction())  # type: ignore[arg-type]
+    models.save_policy(folder, "improved", policy, experiment.env.instruction())
     finish(
         job, "improve", log, summary, f"kept the policy of iteration {summary['kept_iteration']}; {summary['stopped']}"
     )
@@ -169,11 +173,11 @@ def imagined_starts(job: Job) -> Starts:
     )
 
 
-def _auditor(job: Job, env: ImaginedEnv):  # noqa: ANN202
+def _auditor(job: Job, env: ImaginedEnv) -> AuditPolicy:
     config = job.experiment.improve
     seeds = start_seeds("audit", job.seed, 0, config.audit.num_episodes)
 
-    def audit(policy: SmallPolicy, iteration: int) -> Audit:
+    def audit(policy: Policy, iteration: int) -> Audit:
         purpose = Purpose("audit", f"iteration {iteration}", config.temperature, job.seed)
         with job.real_env(purpose, frame_stride=1) as real:
             episodes = play(real, policy, seeds, job, temperature=config.temperature, policy_name=purpose.policy)

@@ -37,14 +37,14 @@ def evaluate(job: Job) -> None:
             outcomes[name] = _test(job, env, policy, name, log)
     results = _compare(job, outcomes)
     results["imagined"] = {name: _imagined_success(job, policy) for name, policy in policies.items()}
-    log.note(
-        f"imagined success: base {100 * results['imagined']['base']:.0f} %, improved {100 * results['imagined']['improved']:.0f} %"
-    )
+    dreamt = ", ".join(f"{name} {100 * rate:.0f} %" for name, rate in results["imagined"].items())
+    log.note(f"imagined success: {dreamt}")
     results["throughput"] = _throughput(job, policies["base"])
     make_videos(job, policies, {name: o["best"].temperature for name, o in outcomes.items()})
     gain = results["difference"]["best"]
+    before, after = (100 * results[name]["best"]["success"] for name in POLICIES)
     text = (
-        f"real success {100 * results['base']['best']['success']:.1f} -> {100 * results['improved']['best']['success']:.1f} %, "
+        f"real success {before:.1f} -> {after:.1f} %, "
         f"{gain['points']:+.1f} points [{gain['interval'][0]:+.1f}, {gain['interval'][1]:+.1f}]"
     )
     finish(job, "evaluate", log, results, text)
@@ -86,7 +86,7 @@ def _compare(job: Job, outcomes: dict[str, dict[str, Outcomes]]) -> dict[str, An
 
 
 def _imagined_success(job: Job, policy: SmallPolicy) -> float:
-    """Over the start states of the collected episodes, at sampling temperature: compare with what collection measured."""
+    """Over the start states of the collected episodes, sampled: to be compared with what collection measured."""
     config = job.experiment.improve
     rollouts = run_episodes(
         imagined_env(job), policy, imagined_starts(job), temperature=config.temperature, seed=job.seed

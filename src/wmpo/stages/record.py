@@ -8,8 +8,7 @@ from wmpo.data.episode import Episode
 from wmpo.data.lerobot import append_episodes, num_episodes, read_episodes
 from wmpo.data.splits import simulator_starts, start_seeds
 from wmpo.envs.simulated import Purpose, SimulatedEnv
-from wmpo.policy.small import SmallPolicy
-from wmpo.report.run import StageLog
+from wmpo.protocols import Policy
 from wmpo.rollout.run import run_episodes
 from wmpo.stages.job import Job, finish, require
 from wmpo.stages.models import load_policy
@@ -74,8 +73,9 @@ def collect(job: Job) -> None:
     if rate in (0.0, 1.0):
         kind = "succeeded" if rate else "failed"
         raise ValueError(
-            f"all {len(success)} collected episodes {kind}: neither reward nor policy can learn from that; make the base "
-            f"policy {'weaker' if rate else 'stronger'} (--demos.num-episodes, --sft.fit.num-steps) in a new run (--name)"
+            f"all {len(success)} collected episodes {kind}: neither reward nor policy can learn from that; make the "
+            f"base policy {'weaker' if rate else 'stronger'} (--demos.num-episodes, --sft.fit.num-steps) in a new run "
+            "(--name)"
         )
     finish(
         job,
@@ -87,7 +87,7 @@ def collect(job: Job) -> None:
 
 
 def play(
-    env: SimulatedEnv, policy: SmallPolicy, seeds: list[int], job: Job, *, temperature: float, policy_name: str
+    env: SimulatedEnv, policy: Policy, seeds: list[int], job: Job, *, temperature: float, policy_name: str
 ) -> list[Episode]:
     """Real episodes as records. ``env`` must render every step."""
     starts = simulator_starts(seeds, job.experiment.env.instruction())
@@ -95,7 +95,7 @@ def play(
     return episodes_of(rollouts, policy, policy_name)
 
 
-def episodes_of(rollouts: Rollouts, policy: SmallPolicy, name: str) -> list[Episode]:
+def episodes_of(rollouts: Rollouts, policy: Policy, name: str) -> list[Episode]:
     """Cuts the padding off; the chunk in which the task was solved is kept to its end."""
     assert rollouts.video is not None
     episodes = []

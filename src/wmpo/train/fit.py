@@ -1,7 +1,7 @@
 """The one supervised loop: cloning, tokenizer, world model and reward are trained by it.
 
-A step is a pure function of (weights, step number): batches and noise are keyed by the step. So an interrupted training that
-goes on from its last checkpoint ends with the same weights as one that was never interrupted.
+A step is a pure function of (weights, step number): batches and noise are keyed by the step. So an interrupted training
+that goes on from its last checkpoint ends with the same weights as one that was never interrupted.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Training and calibration of the success classifier.
 
-It learns from the recorded episodes as the tokenizer shows them *and* from imagined replays of them: the world model plays
-the recorded actions, and the recorded outcome is the label. Without the replays it is fooled by what only imagination shows.
+It learns from the recorded episodes as the tokenizer shows them *and* from imagined replays of them: the world model
+plays the recorded actions, and the recorded outcome is the label. Without the replays it is fooled by what only
+imagination shows.
 """
 
 from __future__ import annotations

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from wmpo import likelihood
 from wmpo.data.clips import chunk_clips, shift
 from wmpo.data.episode import Episode
+from wmpo.policy.small import SmallPolicy
 from wmpo.report.run import StageLog
 from wmpo.rng import keyed
 from wmpo.train.fit import FitConfig, fit
@@ -29,7 +30,7 @@ class SFTConfig:
 
 
 def clone(
-    policy: nn.Module, episodes: Sequence[Episode], config: SFTConfig, *, seed: int, checkpoint: Path, log: StageLog
+    policy: SmallPolicy, episodes: Sequence[Episode], config: SFTConfig, *, seed: int, checkpoint: Path, log: StageLog
 ) -> None:
     """Maximises the log-likelihood of the demonstrated action tokens, in place."""
     clips = chunk_clips(episodes, policy.codec.chunk_size)

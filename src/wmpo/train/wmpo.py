@@ -1,7 +1,7 @@
 """WMPO: on-policy GRPO on imagined episodes (arXiv 2511.09515, algorithm 1).
 
-Differs from the paper: dynamic sampling has a cap; the policy's real success is audited while it dreams, training stops when
-imagined and real success part, and the best audited policy is kept.
+Differs from the paper: dynamic sampling has a cap; the policy's real success is audited while it dreams, training stops
+when imagined and real success part, and the best audited policy is kept.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ AuditPolicy = Callable[[Policy, int], Audit]
 
 @dataclass
 class _Progress:
-    """What a checkpoint holds beside the learner. ``kept`` is the iteration whose policy is the best so far (0: base)."""
+    """What a checkpoint holds beside the learner. ``kept`` is the iteration of the best policy so far (0: base)."""
 
     iteration: int = 0
     kept: int = 0
@@ -109,8 +109,9 @@ def _check(
     progress.audits.append(found)
     progress.stopped = reason
     log.note(
-        f"audit after {found.iteration} iterations: real {100 * found.real:.0f} %, imagined {100 * found.imagined:.0f} %, "
-        f"J {found.j:+.2f} (n = {found.n}); {reason or 'the dream still follows reality'}"
+        f"audit after {found.iteration} iterations: real {100 * found.real:.0f} %, "
+        f"imagined {100 * found.imagined:.0f} %, J {found.j:+.2f} (n = {found.n}); "
+        f"{reason or 'the dream still follows reality'}"
     )
 
 

@@ -1,8 +1,9 @@
 """An action-conditioned video world model for two CPU cores.
 
-A transformer over the latent cells of the F frames of one chunk, in the manner of the paper's STDiT (arXiv 2511.09515) but
-small: every frame's *own* actions, with the flow time, shift and scale that frame's tokens in each block (frame-level AdaLN);
-the context frames are concatenated to the channels rather than to the sequence, which keeps sequences short.
+A transformer over the latent cells of the F frames of one chunk, in the manner of the paper's STDiT (arXiv 2511.09515)
+but small: every frame's *own* actions, with the flow time, shift and scale that frame's tokens in each block
+(frame-level AdaLN); the context frames are concatenated to the channels rather than to the sequence, which keeps
+sequences short.
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ class SmallWorldModel(nn.Module):
         chunk: Float[Tensor, "B K A"],
     ) -> Float[Tensor, "B F C y x"]:
         """The flow's velocity for all frames of a chunk at once."""
-        batch, frames = x.shape[:2]
+        frames = x.shape[1]
         known = context.recent.flatten(1, 2)
         if self.config.anchor:
             known = torch.cat([known, context.first], dim=1)

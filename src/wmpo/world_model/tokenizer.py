@@ -1,8 +1,8 @@
 """Frames to a small grid of latents and back: a convolutional autoencoder.
 
 The grid stays fine (a cell is 4x4 pixels): with cells of 8x8 pixels two-pixel goal markers vanished and objects became
-smears, and the dream was wrong for that alone. All convolutions work on that grid: layers at a higher resolution cost three times
-the time and, for the same time, gave a blurrier picture.
+smears, and the dream was wrong for that alone. All convolutions work on that grid: layers at a higher resolution cost
+three times the time and, for the same time, gave a blurrier picture.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Tokenizer(nn.Module):
         )
         # No affine: latents of any training have zero mean and unit variance, which the flow's noise levels assume.
         self.normalize = nn.BatchNorm2d(z, affine=False, momentum=0.02)
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub does not know it
 
     def latents(self, images: Float[Tensor, "M 3 h w"]) -> Float[Tensor, "M C y x"]:
         """Differentiable encoding of images in [-1, 1]."""

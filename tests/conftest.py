@@ -1,0 +1,29 @@
+"""Set before anything else: off-screen rendering, two threads, and shape checks at every border of the package."""
+
+from __future__ import annotations
+
+import os
+import sys
+import typing
+from pathlib import Path
+
+os.environ.setdefault("MUJOCO_GL", "egl")
+
+import jaxtyping
+import pytest
+import torch
+
+UNCHECKED = ("report",)  # it reads files that anyone may have written, and refuses wrong shapes in its own words
+
+assert "wmpo" not in sys.modules, "the shape checks must be installed before wmpo is imported"
+typing.Protocol._is_runtime_protocol = True  # type: ignore[attr-defined]  # beartype checks protocols by isinstance
+package = Path(__file__).parents[1] / "src" / "wmpo"
+checked = [f"wmpo.{path.stem}" for path in package.iterdir() if path.stem not in ("__init__", "__pycache__", *UNCHECKED)]
+jaxtyping.install_import_hook(checked, "shape_checks.checked")
+torch.set_num_threads(2)
+
+
+@pytest.fixture
+def float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No bfloat16 on processors that are fast at it: for comparisons up to rounding."""
+    monkeypatch.setattr("wmpo.nn.has_fast_bf16", lambda device: False)
