@@ -89,10 +89,14 @@ def unpack_training(tensors: Mapping[str, Tensor], module: Stateful, optimizer: 
     """The inverse of :func:`pack_training`; returns the averaged weights."""
     part = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
     module.load_state_dict(part)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
             _, index, key = name.split(".")
+            like = parameters[int(index)]
+            if tensor.shape == like.shape:  # fused AdamW pairs numbers by address: moments must be laid out like weights
+                tensor = torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
             state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     count = sum(name.startswith("ema.") for name in tensors)

@@ -15,7 +15,7 @@ import tyro
 from wmpo.config import Experiment
 from wmpo.recipes import RECIPES, recipe
 from wmpo.report.render import render
-from wmpo.stages import learn, measure, record
+from wmpo.stages import learn, measure, pretrain, record
 from wmpo.stages.job import Job, open_job, saved_experiment
 
 SUMMARIES: dict[str, tuple[Callable[[Job], None], str]] = {
@@ -26,12 +26,14 @@ SUMMARIES: dict[str, tuple[Callable[[Job], None], str]] = {
     "world-model": (learn.world_model, "learn to imagine: tokenizer and video model"),
     "reward": (learn.reward, "learn to recognise success, and calibrate it"),
     "improve": (learn.improve, "GRPO in imagination, watched by audits"),
+    "pretrain": (pretrain.pretrain, "(not part of a run) remake the shipped tokenizer and world model"),
     "evaluate": (measure.evaluate, "base against improved policy on the same real test starts"),
 }
 COMMANDS = {name: [name] for name in SUMMARIES if name != "tokenizer"} | {
     "world-model": ["tokenizer", "world-model"],
+    "pretrain": ["pretrain"],
     "report": [],
-    "run": list(SUMMARIES),
+    "run": [name for name in SUMMARIES if name != "pretrain"],
 }
 
 

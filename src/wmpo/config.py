@@ -11,6 +11,7 @@ from typing import Any
 from wmpo.envs.metaworld import MetaWorldConfig
 from wmpo.policy.small import SmallPolicyConfig
 from wmpo.reward.small import SmallRewardConfig
+from wmpo.train.fit import FitConfig
 from wmpo.train.reward import RewardTraining
 from wmpo.train.sft import SFTConfig
 from wmpo.train.tokenizer import TokenizerTraining
@@ -61,6 +62,31 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Pretraining of tokenizer and world model over many tasks (``wmpo pretrain``)."""
+
+    excluded: tuple[str, ...] = (
+        "drawer-open-v3", "button-press-topdown-v3", "plate-slide-v3", "window-open-v3", "door-open-v3",
+    )  # fmt: skip
+    "Tasks that are never seen: those on which runs are judged."
+    num_episodes: int = 16
+    "Episodes of each task; the last one only measures."
+    num_steps: int = 40
+    "Actions in an episode."
+    tokenizer: TokenizerTraining = field(
+        default_factory=lambda: TokenizerTraining(fit=FitConfig(num_steps=3000, batch_size=32, learning_rate=3e-3))
+    )
+    "Training of the tokenizer."
+    world_model: WorldModelTraining = field(
+        default_factory=lambda: WorldModelTraining(
+            fit=FitConfig(num_steps=20000, batch_size=16, learning_rate=1e-3, ema=0.998, checkpoint_seconds=120),
+            pretrain_share=1.0, unroll_from=0.75, check_every=5000, patience=10,
+        )
+    )  # fmt: skip
+    "Training of the video model."
+
+
+@dataclass(frozen=True, kw_only=True)
 class Experiment:
     """Everything that decides a run, except its seed."""
 
@@ -82,6 +108,7 @@ class Experiment:
     reward_training: RewardTraining = field(default_factory=RewardTraining)
     improve: ImproveConfig = field(default_factory=ImproveConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
 
     def validate(self) -> None:
         """Raises ValueError, naming flag and value, for what cannot work together."""

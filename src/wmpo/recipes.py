@@ -37,7 +37,7 @@ def tiny() -> Experiment:
         collect=CollectConfig(num_episodes=12, num_held_out=6, shard=6),
         tokenizer=TokenizerConfig(channels=16),
         tokenizer_training=TokenizerTraining(fit=fit),
-        world_model=SmallWorldModelConfig(dim=32, depth=1, num_heads=2),
+        world_model=SmallWorldModelConfig(channels=(16, 24), blocks=1, condition=32, pretrained="none"),
         world_model_training=WorldModelTraining(fit=fit, check_every=6),
         reward=SmallRewardConfig(channels=8),
         reward_training=RewardTraining(fit=fit, num_replays=1),

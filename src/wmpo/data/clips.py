@@ -38,7 +38,7 @@ def chunk_clips(episodes: Sequence[Episode], chunk_size: int) -> ChunkClips:
     )
 
 
-def shift(frames: UInt8[Tensor, "M h w 3"], offsets: Int[Tensor, "M 2"], limit: int) -> UInt8[Tensor, "M h w 3"]:
+def shift(frames: UInt8[Tensor, "M h w C"], offsets: Int[Tensor, "M 2"], limit: int) -> UInt8[Tensor, "M h w C"]:
     """Moves each picture by up to ``limit`` pixels, repeating its border (DrQ, arXiv 2004.13649)."""
     m, h, w, _ = frames.shape
     rows = (torch.arange(h) + offsets[:, :1] - limit).clamp(0, h - 1)  # (M, h)

@@ -8,7 +8,7 @@ import torch
 
 from wmpo.types import Starts
 
-Split = Literal["demonstrations", "collection", "audit", "validation", "test", "throughput"]
+Split = Literal["demonstrations", "collection", "audit", "validation", "test", "throughput", "pretraining"]
 _BLOCK = 10_000_000
 _FIRST: dict[Split, int] = {
     "demonstrations": 1 * _BLOCK,
@@ -17,6 +17,7 @@ _FIRST: dict[Split, int] = {
     "validation": 4 * _BLOCK,
     "test": 5 * _BLOCK,
     "throughput": 6 * _BLOCK,
+    "pretraining": 7 * _BLOCK,
 }
 _RUN = 100_000  # start states of one run
 

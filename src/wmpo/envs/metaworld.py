@@ -26,11 +26,11 @@ class CameraConfig:
 
     azimuth: float = 150.0
     "Degrees around the vertical axis."
-    elevation: float = -40.0
+    elevation: float = -30.0
     "Degrees; negative looks down."
-    distance: float = 0.9
+    distance: float = 1.15
     "Metres from the point looked at."
-    lookat: tuple[float, float, float] = (0.0, 0.66, 0.09)
+    lookat: tuple[float, float, float] = (0.0, 0.66, 0.13)
     "The point looked at, in metres."
 
 
@@ -70,6 +70,13 @@ GL_HELP = (
     "  apt-get install -y libegl1 libgl1 libgl1-mesa-dri libgles2 libosmesa6\n"
     "on Fedora: dnf install mesa-libEGL mesa-libGL mesa-dri-drivers; or set MUJOCO_GL=osmesa or MUJOCO_GL=egl."
 )
+
+
+def all_tasks() -> list[str]:
+    choose_gl()
+    from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+
+    return sorted(ALL_V3_ENVIRONMENTS)
 
 
 def check_task(task: str) -> None:
@@ -206,4 +213,26 @@ def expert_episode(
             frames.append(sim.render())
             if solved_at >= 0:
                 break
+    return np.stack(frames), np.stack(actions), solved_at
+
+
+def play_episode(
+    sim: MetaWorldSim, seed: int, num_steps: int
+) -> tuple[UInt8[np.ndarray, "L h w 3"], Float[np.ndarray, "S A"], int]:
+    """What a world model is pretrained on: an expert of random clumsiness that loses interest at a random time and then
+    wanders. Same result as :func:`expert_episode`, but it never ends early and renders every step."""
+    rng = keyed(seed, "play")
+    sim.reset(seed)
+    noise, faithful = rng.uniform(0.1, 0.8), rng.uniform(-0.3, 1.5) * num_steps
+    drift = rng.standard_normal(4)
+    frames, actions, solved_at = [sim.render()], [], -1
+    for step in range(num_steps):
+        drift = 0.8 * drift + 0.6 * rng.standard_normal(4)
+        wish = sim.expert_action() + noise * rng.standard_normal(4) if step < faithful else drift
+        action = np.clip(wish, -1, 1).astype(np.float32)
+        solved = sim.step(action)
+        actions.append(action)
+        frames.append(sim.render())
+        if solved and solved_at < 0:
+            solved_at = step + 1
     return np.stack(frames), np.stack(actions), solved_at

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from wmpo.envs.clock import Clock
 from wmpo.envs.ledger import Ledger
-from wmpo.envs.metaworld import MetaWorldConfig, MetaWorldSim, choose_gl, expert_episode
+from wmpo.envs.metaworld import MetaWorldConfig, MetaWorldSim, choose_gl, expert_episode, play_episode
 from wmpo.types import ChunkStep, Observation, Starts
 
 
@@ -89,7 +89,11 @@ def _expert(sim: MetaWorldSim, states: dict[int, Any], seed: int, *args: Any) ->
     return expert_episode(sim, seed, *args)
 
 
-_COMMANDS: dict[str, Callable[..., Any]] = {"reset": _reset, "step": _step, "expert": _expert}
+def _play(sim: MetaWorldSim, states: dict[int, Any], seed: int, num_steps: int) -> Any:
+    return play_episode(sim, seed, num_steps)
+
+
+_COMMANDS: dict[str, Callable[..., Any]] = {"reset": _reset, "step": _step, "expert": _expert, "play": _play}
 
 
 class SimulatedEnv:
@@ -177,15 +181,32 @@ class SimulatedEnv:
         """The scripted expert's episodes, in order of seeds: (frames, actions, solved after how many actions or -1)."""
         limit = self.chunk_size * self.max_chunks
         episodes = self._workers.each("expert", [(seed, noise, limit, frame_stride) for seed in seeds])
-        if self._ledger is not None:
-            self._ledger.record(
-                [
-                    {"purpose": "demonstrations", "policy": "expert", "temperature": noise, "seed": 0, "start": seed,
-                     "episode": seed, "success": solved >= 0, "steps": len(actions)}
-                    for seed, (_, actions, solved) in zip(seeds, episodes, strict=True)
-                ]
-            )  # fmt: skip
+        self._record_expert("demonstrations", "expert", seeds, episodes, noise)
         return episodes
+
+    def play_around(self, seeds: list[int], *, num_steps: int) -> list[tuple[np.ndarray, np.ndarray, int]]:
+        """Episodes for pretraining a world model (see :func:`wmpo.envs.metaworld.play_episode`)."""
+        episodes = self._workers.each("play", [(seed, num_steps) for seed in seeds])
+        self._record_expert("pretraining", "play", seeds, episodes, 0.0)
+        return episodes
+
+    def _record_expert(
+        self,
+        purpose: str,
+        policy: str,
+        seeds: list[int],
+        episodes: list[tuple[np.ndarray, np.ndarray, int]],
+        noise: float,
+    ) -> None:
+        if self._ledger is None:
+            return
+        self._ledger.record(
+            [
+                {"purpose": purpose, "policy": policy, "temperature": noise, "seed": 0, "start": seed, "episode": seed,
+                 "success": solved >= 0, "steps": len(actions)}
+                for seed, (_, actions, solved) in zip(seeds, episodes, strict=True)
+            ]
+        )  # fmt: skip
 
     def close(self) -> None:
         self._workers.close()

@@ -36,6 +36,11 @@ class Job:
         """Frames per second of recorded episodes: one frame an action."""
         return round(80 / self.experiment.env.action_repeat)
 
+    @property
+    def action_dim(self) -> int:
+        """Hand movement in x, y, z and the gripper."""
+        return 4
+
     def log(self, stage: str) -> StageLog:
         return StageLog(self.folder, stage, quiet=self.quiet)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import torch
 
@@ -17,6 +20,7 @@ from wmpo.protocols import Policy
 from wmpo.rl.grpo import GRPOLearner
 from wmpo.stages import models
 from wmpo.stages.job import Job, finish, require
+from wmpo.stages.pretrain import load_pretrained, pretrained_path
 from wmpo.stages.record import play
 from wmpo.train.reward import calibrate, real_videos, replayed_videos, train_reward
 from wmpo.train.sft import clone
@@ -25,6 +29,8 @@ from wmpo.train.wmpo import AuditPolicy
 from wmpo.train.wmpo import improve as train_in_imagination
 from wmpo.train.world_model import train_world_model
 from wmpo.types import Starts
+from wmpo.world_model.small import SmallWorldModel
+from wmpo.world_model.tokenizer import Tokenizer
 
 
 def sft(job: Job) -> None:
@@ -49,10 +55,18 @@ def tokenizer(job: Job) -> None:
     learn, _ = job.collected()
     job.seed_torch(2)
     net = experiment.tokenizer.build()
+    training = experiment.tokenizer_training
+    pretrained = pretrained_path(experiment.world_model.pretrained)
+    if pretrained is not None:  # its latents are what the world model knows; only the decoder learns
+        net = _new_world_model(job, net, pretrained).tokenizer
+        net.decoder.requires_grad_(True)
+        net.freeze_encoder()
+        fit = replace(training.fit, num_steps=training.align_steps, learning_rate=training.fit.learning_rate / 3)
+        training = replace(training, fit=fit)
     train_tokenizer(
         net,
         [*job.demonstrations(), *learn],
-        experiment.tokenizer_training,
+        training,
         seed=job.seed,
         checkpoint=job.folder.checkpoint("tokenizer"),
         log=log,
@@ -62,15 +76,24 @@ def tokenizer(job: Job) -> None:
     finish(job, "tokenizer", log, {}, f"frames as {grid}x{grid}x{channels} latents")
 
 
+def _new_world_model(job: Job, tokenizer: Tokenizer, pretrained: Path | None) -> SmallWorldModel:
+    """Actions are scaled by the simulator's bounds, so that a pretrained model fits every policy."""
+    bounds = -torch.ones(job.action_dim), torch.ones(job.action_dim)
+    net = job.experiment.world_model.build(tokenizer, *bounds, job.experiment.env.image_size // 4)
+    if pretrained is not None:
+        load_pretrained(pretrained, net, job)
+    return net
+
+
 def world_model(job: Job) -> None:
     """Trains the video model on demonstrations, then on the policy's episodes too; stops by held-out replays."""
     require(job, "world-model", "tokenizer")
     log, experiment, folder = job.log("world-model"), job.experiment, job.folder
-    policy = models.load_policy(folder, "base")
     learn, held_out = job.collected()
     job.seed_torch(3)
-    bounds = torch.tensor(policy.codec.low), torch.tensor(policy.codec.high)
-    net = experiment.world_model.build(models.load_tokenizer(folder), *bounds, experiment.env.image_size // 4)
+    tokenizer = models.load_tokenizer(folder)
+    net = _new_world_model(job, experiment.tokenizer.build(), pretrained_path(experiment.world_model.pretrained))
+    net.tokenizer.load_state_dict(tokenizer.state_dict())
     notes = train_world_model(
         net,
         job.demonstrations(),

@@ -123,6 +123,7 @@ def train_reward(
         moved = shift(flat, offsets, config.max_shift).unflatten(3, (model.window, 3)).permute(0, 3, 1, 2, 4)
         noise = torch.from_numpy(rng.standard_normal(moved.shape, dtype=np.float32))
         noisy = (moved + config.noise * noise).round().clamp(0, 255).to(torch.uint8)
+        torch.manual_seed(int(rng.integers(2**62)))  # dropout draws from torch's global generator
         return torch.nn.functional.binary_cross_entropy_with_logits(model(noisy), label)
 
     fit(model, loss, config.fit, checkpoint=checkpoint, log=log)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from wmpo.checkpoint import load_into, load_tensors, save_tensors
@@ -26,13 +27,15 @@ class WorldModelTraining:
     """Training of the video model."""
 
     fit: FitConfig = field(
-        default_factory=lambda: FitConfig(num_steps=2400, batch_size=48, learning_rate=1e-3, ema=0.995)
+        default_factory=lambda: FitConfig(num_steps=3000, batch_size=16, learning_rate=1e-3, ema=0.995)
     )
     "The training loop."
     pretrain_share: float = 0.15
     "Part of the steps that see demonstrations only; the rest sees the policy's episodes too."
     max_unroll: int = 3
-    "The context of a training clip is imagined for up to this many chunks, so that the model meets its own errors."
+    "The context of a training clip is imagined for up to this many frames, so that the model meets its own errors."
+    unroll_from: float = 0.4
+    "Part of the steps before which contexts are never imagined: early errors teach nothing and cost time."
     context_noise: float = 0.15
     "Noisy-frame conditioning: context latents get noise of up to this many standard deviations."
     check_every: int = 300
@@ -44,32 +47,50 @@ class WorldModelTraining:
 class LatentClips:
     """Latent frames and actions of episodes, and windows over them that begin at any step."""
 
-    def __init__(self, model: SmallWorldModel, episodes: Sequence[Episode], chunk_size: int) -> None:
-        self.chunk_size, self.stride = chunk_size, model.frame_stride
-        self.latents = [model.tokenizer.encode(torch.from_numpy(e.frames)) for e in episodes]
-        self.actions = [torch.from_numpy(e.actions) for e in episodes]
-        self._lengths = np.array([len(a) for a in self.actions])
+    def __init__(self, model: SmallWorldModel, episodes: Sequence[Episode]) -> None:
+        self.stride, self.num_context = model.frame_stride, model.config.num_context
+        self.latents = torch.cat([_encode(model, torch.from_numpy(e.frames)) for e in episodes])
+        # one action fewer than frames: the missing one is never read, but makes both share an index
+        padded = [np.concatenate([e.actions, np.zeros_like(e.actions[:1])]) for e in episodes]
+        self.actions = torch.from_numpy(np.concatenate(padded)).float()
+        lengths = np.array([len(e.actions) for e in episodes])
+        offsets = np.concatenate([[0], np.cumsum(lengths + 1)[:-1]])
+        sums = [np.concatenate([np.zeros_like(e.actions[:1]), np.cumsum(e.actions, axis=0)]) for e in episodes]
+        self.sums = torch.from_numpy(np.concatenate(sums)).float()
+        starts = [np.arange(length - self.stride + 1) for length in lengths]
+        self._time = np.concatenate(starts)
+        self._episode = np.repeat(np.arange(len(episodes)), [len(s) for s in starts])
+        self._lengths, self._offsets = lengths, offsets
 
     def sample(
-        self, rng: np.random.Generator, count: int, num_chunks: int, num_context: int
-    ) -> tuple[LatentContext, Tensor, Tensor]:
-        """Context, actions (B, num_chunks, K, A) and latent frames (B, num_chunks, F, C, y, x) that follow it."""
-        span = num_chunks * self.chunk_size
-        usable = np.flatnonzero(self._lengths >= span)
-        windows = self._lengths[usable] - span + 1
-        picked = rng.choice(usable, size=count, p=windows / windows.sum())
-        first = (rng.random(count) * (self._lengths[picked] - span + 1)).astype(int)
-        context, anchor, actions, targets = [], [], [], []
-        for episode, begin in zip(picked, first, strict=True):
-            latents = self.latents[episode]
-            past = [max(0, begin - self.stride * i) for i in reversed(range(num_context))]
-            context.append(latents[past])
-            anchor.append(latents[0])
-            actions.append(self.actions[episode][begin : begin + span])
-            targets.append(latents[begin + self.stride : begin + span + 1 : self.stride])
-        chunks = torch.stack(actions).unflatten(1, (num_chunks, self.chunk_size))
-        frames = torch.stack(targets).unflatten(1, (num_chunks, self.chunk_size // self.stride))
-        return LatentContext(torch.stack(context), torch.stack(anchor)), chunks, frames
+        self, rng: np.random.Generator, count: int, num_frames: int
+    ) -> tuple[LatentContext, Float[Tensor, "B n S A"], Float[Tensor, "B n C y x"]]:
+        """Contexts, and the actions and latents of the ``num_frames`` (n) frames that follow."""
+        picked = rng.integers(len(self._time), size=count)
+        episode = self._episode[picked]
+        latest = np.maximum(0, self._lengths[episode] - num_frames * self.stride)
+        time = np.minimum(self._time[picked], latest)
+        # the first frame is that of the episode, or any earlier one: an imagined episode may begin anywhere
+        anchor = np.where(rng.random(count) < 0.5, 0, (rng.random(count) * (time + 1)).astype(int))
+        offset = self._offsets[episode]
+        past = [np.maximum(anchor, time - self.stride * i) for i in reversed(range(self.num_context))]
+        steps = time[:, None] + np.arange(num_frames * self.stride)
+        ahead = time[:, None] + self.stride * np.arange(1, num_frames + 1)
+        last = self._lengths[episode][:, None]  # shorter episodes wait at their end
+        actions = self.actions[torch.from_numpy(offset[:, None] + np.minimum(steps, last - 1))]
+        frames = self.latents[torch.from_numpy(offset[:, None] + np.minimum(ahead, last))]
+        context = LatentContext(
+            recent=self.latents[torch.from_numpy(offset[:, None] + np.stack(past, axis=1))],
+            first=self.latents[torch.from_numpy(offset + anchor)],
+            travelled=(self.sums[torch.from_numpy(offset + time)] - self.sums[torch.from_numpy(offset + anchor)]).to(
+                self.latents.device
+            ),
+        )
+        return context, actions.to(self.latents.device).unflatten(1, (num_frames, self.stride)), frames
+
+
+def _encode(model: SmallWorldModel, frames: Tensor) -> Tensor:
+    return torch.cat([model.tokenizer.encode(part) for part in frames.split(256)])
 
 
 def train_world_model(
@@ -85,24 +106,24 @@ def train_world_model(
     log: StageLog,
 ) -> dict[str, Any]:
     """Trains in place; returns how it ended: ``{"stopped": ..., "checks": [...]}``."""
-    first = LatentClips(model, demonstrations, chunk_size)
-    both = LatentClips(model, [*demonstrations, *collected], chunk_size) if collected else first
+    first = LatentClips(model, demonstrations)
+    both = LatentClips(model, [*demonstrations, *collected]) if collected else first
     pretrain_steps = int(config.fit.num_steps * config.pretrain_share)
-    best = checkpoint.with_name("world_model_best.safetensors")
+    unroll_from = int(config.fit.num_steps * config.unroll_from)
+    best = checkpoint.with_name("world-model_best.safetensors")
 
     def loss(step: int) -> Tensor:
         rng, generator = keyed(seed, "world-model/batch", step), torch_generator(seed, "world-model/noise", step)
-        pretraining = step < pretrain_steps
-        unroll = 0 if pretraining else int(rng.integers(config.max_unroll + 1))
-        clips = first if pretraining else both
-        context, chunks, frames = clips.sample(rng, config.fit.batch_size, unroll + 1, model.config.num_context)
+        unroll = int(rng.integers(config.max_unroll + 1)) if step >= unroll_from else 0
+        clips = first if step < pretrain_steps else both
+        context, actions, frames = clips.sample(rng, config.fit.batch_size, unroll + 1)
         context = _noised(context, config.context_noise, generator)
         for i in range(unroll):
             noise = torch.randn(frames[:, i].shape, generator=generator).to(frames.device)
-            _, context = model.imagine_latents(context, chunks[:, i], noise)
-        time = flow.logit_normal_time(len(chunks), generator).to(frames.device)
+            context = model.imagine_frame(context, actions[:, i], noise)
+        time = flow.logit_normal_time(len(frames), generator).to(frames.device)
         noise = torch.randn(frames[:, unroll].shape, generator=generator).to(frames.device)
-        return model(context, chunks[:, unroll], frames[:, unroll], noise, time).mean()
+        return model(context, actions[:, unroll], frames[:, unroll], noise, time).mean()
 
     def check(done: int, notes: dict[str, Any]) -> bool:
         distance, tokenizer = replay_distance(model, held_out, chunk_size, seed=seed)
@@ -126,4 +147,4 @@ def _noised(context: LatentContext, limit: float, generator: torch.Generator) ->
     recent = context.recent
     level = limit * torch.rand(len(recent), 1, 1, 1, 1, generator=generator)
     noise = torch.randn(recent.shape, generator=generator)
-    return LatentContext(recent + (level * noise).to(recent.device), context.first)
+    return LatentContext(recent + (level * noise).to(recent.device), context.first, context.travelled)

@@ -34,9 +34,9 @@ def velocity_target(x0: Float[Tensor, "B *S"], x1: Float[Tensor, "B *S"]) -> Flo
 
 
 def logit_normal_time(count: int, generator: torch.Generator) -> Float[Tensor, " count"]:
-    """Flow times t = sigmoid(N(0, 1)), with a tenth of them at exactly 0, where every sampler begins."""
+    """Flow times t = sigmoid(N(0, 1)), with three tenths of them at exactly 0, where every sampler begins."""
     time = torch.randn(count, generator=generator).sigmoid()
-    return torch.where(torch.rand(count, generator=generator) < 0.1, torch.zeros(()), time)
+    return torch.where(torch.rand(count, generator=generator) < 0.3, torch.zeros(()), time)
 
 
 def euler(velocity: Velocity, x0: Float[Tensor, "B *S"], num_steps: int) -> Float[Tensor, "B *S"]:

@@ -1,0 +1,123 @@
+"""Pretraining of tokenizer and world model over many other tasks: the paper's Open X-Embodiment at laptop scale.
+
+The arm, the table and contact look alike in all of Meta-World, so a model that has seen them needs only to be aligned
+to a new task. No episode of an excluded task is used. The result is shipped with the package; this remakes it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from wmpo.checkpoint import load_into, load_tensors, save_tensors
+from wmpo.data.episode import Episode
+from wmpo.data.lerobot import append_episodes, num_episodes, read_episodes
+from wmpo.data.splits import start_seeds
+from wmpo.envs.metaworld import MetaWorldConfig, all_tasks
+from wmpo.envs.simulated import SimulatedEnv
+from wmpo.report.run import StageLog
+from wmpo.stages import models
+from wmpo.stages.job import Job, commit, finish
+from wmpo.train.tokenizer import train_tokenizer
+from wmpo.train.world_model import train_world_model
+from wmpo.world_model.small import SmallWorldModel
+
+SHIPPED = Path(__file__).parent.parent / "pretrained"
+
+
+def pretrain(job: Job) -> None:
+    """Records play in many tasks, then trains tokenizer and world model on it; resumable like any stage."""
+    log, config, folder = job.log("pretrain"), job.experiment.pretrain, job.folder
+    tasks = sorted(set(all_tasks()) - set(config.excluded))
+    for number, task in enumerate(tasks):
+        _record(job, task, number)
+        log.progress(number + 1, len(tasks), f"recorded {task}")
+    learn: list[Episode] = []
+    held_out: list[Episode] = []
+    for task in tasks:
+        episodes = read_episodes(job.dataset(task))
+        learn, held_out = learn + episodes[:-1], held_out + episodes[-1:]
+    net = _world_model(job, learn, held_out, log)
+    header = {
+        "kind": "world_model", "config": asdict(net.config), "tokenizer": asdict(net.tokenizer.config),
+        "action_dim": len(net.action_low), "grid": net.grid, "env": asdict(job.experiment.env) | {"task": "many"},
+        "tasks": tasks, "commit": commit(), "seed": job.seed,
+    }  # fmt: skip
+    # half precision: half the download, and far below the differences that training noise makes
+    half = {k: t.bfloat16() if t.is_floating_point() and t.dim() > 1 else t for k, t in net.state_dict().items()}
+    save_tensors(folder.model("pretrained"), half, header)
+    finish(
+        job, "pretrain", log, {"tasks": tasks, "episodes": len(learn) + len(held_out)}, f"{folder.model('pretrained')}"
+    )
+
+
+def _record(job: Job, task: str, number: int) -> None:
+    config, root = job.experiment.pretrain, job.dataset(task)
+    if num_episodes(root) >= config.num_episodes:
+        return
+    env_config = MetaWorldConfig(**{**asdict(job.experiment.env), "task": task, "camera": job.experiment.env.camera})
+    seeds = start_seeds("pretraining", job.seed, 1000 * number, config.num_episodes)
+    with SimulatedEnv(env_config, chunk_size=1, max_chunks=config.num_steps, frame_stride=1, ledger=None) as env:
+        played = env.play_around(seeds, num_steps=config.num_steps)
+    episodes = [
+        Episode(
+            frames=frames, actions=actions, solved_at=solved_at,
+            instruction=env_config.instruction(), start=seed, episode_id=seed, policy="play",
+        )
+        for seed, (frames, actions, solved_at) in zip(seeds, played, strict=True)
+    ]  # fmt: skip
+    append_episodes(root, episodes, fps=job.fps)
+
+
+def _world_model(job: Job, learn: list[Episode], held_out: list[Episode], log: StageLog) -> SmallWorldModel:
+    experiment, folder = job.experiment, job.folder
+    config = experiment.pretrain
+    if not folder.model("tokenizer").exists():
+        job.seed_torch(2)
+        tokenizer = experiment.tokenizer.build()
+        checkpoint = folder.checkpoint("pretrain-tokenizer")
+        train_tokenizer(
+            tokenizer, learn, config.tokenizer, seed=job.seed, checkpoint=checkpoint, log=job.log("tokenizer")
+        )
+        models.save_tokenizer(folder, tokenizer)
+    job.seed_torch(3)
+    bounds = -torch.ones(job.action_dim), torch.ones(job.action_dim)
+    net = experiment.world_model.build(models.load_tokenizer(folder), *bounds, experiment.env.image_size // 4)
+    train_world_model(
+        net, learn, [], held_out, config.world_model,
+        chunk_size=experiment.policy.chunk_size, seed=job.seed,
+        checkpoint=folder.checkpoint("pretrain-world-model"), log=log,
+    )  # fmt: skip
+    return net
+
+
+def pretrained_path(name: str) -> Path | None:
+    """None for "none"; a name of a shipped model, or a path. Raises ValueError when there is no such file."""
+    if name == "none":
+        return None
+    shipped = SHIPPED / f"{name}.safetensors"
+    path = shipped if shipped.exists() else Path(name)
+    if not path.exists():
+        names = [p.stem for p in SHIPPED.glob("*.safetensors")]
+        raise ValueError(f"world_model.pretrained: {name!r} is neither a file nor one of {', '.join([*names, 'none'])}")
+    return path
+
+
+def load_pretrained(path: Path, net: SmallWorldModel, job: Job) -> None:
+    """Fills in weights, tokenizer included. Raises ValueError when they were made for other pictures or sizes."""
+    tensors, header = load_tensors(path)
+    seen, here = header.get("env", {}), asdict(job.experiment.env)
+    differing = [k for k in ("image_size", "action_repeat", "camera") if _plain(seen.get(k)) != _plain(here[k])]
+    if differing:
+        shown = ", ".join(f"env.{k} {seen.get(k)} there, {here[k]} here" for k in differing)
+        raise ValueError(f"{path} was pretrained on other pictures ({shown}); use --world-model.pretrained none")
+    load_into(net, {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}, path)
+
+
+def _plain(value: object) -> object:
+    """Camera settings as JSON has them."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return list(value) if isinstance(value, tuple) else value
