@@ -113,6 +113,19 @@ def test_packed_training_goes_on_exactly(tmp_path: Path) -> None:
         assert torch.equal(a, b), name
 
 
+def test_restored_moments_lie_in_memory_like_their_weights() -> None:
+    """Fused AdamW pairs weights and moments by address; in another layout they would be mixed up without an error."""
+    module = nn.Conv2d(2, 3, 3).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(module.parameters(), fused=True)
+    module(torch.randn(1, 2, 4, 4)).sum().backward()
+    optimizer.step()
+    packed = {name: tensor.contiguous() for name, tensor in pack_training(module, optimizer, []).items()}
+    unpack_training(packed, module, optimizer)
+    state = optimizer.state[module.weight]
+    assert state["exp_avg"].stride() == state["exp_avg_sq"].stride() == module.weight.stride() != (18, 9, 3, 1)
+    assert torch.equal(state["exp_avg"], packed["optimizer.0.exp_avg"])
+
+
 class Interrupted(Exception):
     pass
 

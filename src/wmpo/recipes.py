@@ -7,6 +7,7 @@ import difflib
 from collections.abc import Callable
 
 from wmpo.config import CollectConfig, DemosConfig, EvaluateConfig, Experiment
+from wmpo.envs.metaworld import MetaWorldConfig
 from wmpo.evaluation.audit import AuditConfig
 from wmpo.policy.small import SmallPolicyConfig
 from wmpo.reward.small import SmallRewardConfig
@@ -30,10 +31,11 @@ def tiny() -> Experiment:
     """Every stage in a minute, far too small to learn anything: for tests and for trying things out."""
     fit = FitConfig(num_steps=12, batch_size=8, checkpoint_seconds=0.0)
     return Experiment(
-        max_chunks=5,
-        demos=DemosConfig(num_episodes=2, noise=0.1),
+        env=MetaWorldConfig(task="coffee-button-v3", image_size=32),
+        max_chunks=6,
+        demos=DemosConfig(num_episodes=3, noise=0.2),
         policy=SmallPolicyConfig(dim=32, depth=1, num_heads=2, num_bins=11),
-        sft=SFTConfig(fit=fit),
+        sft=SFTConfig(fit=FitConfig(num_steps=40, batch_size=16, learning_rate=2e-3, checkpoint_seconds=0.0)),
         collect=CollectConfig(num_episodes=12, num_held_out=6, shard=6),
         tokenizer=TokenizerConfig(channels=16),
         tokenizer_training=TokenizerTraining(fit=fit),

@@ -47,7 +47,7 @@ class StageLog:
         self.path = folder.path / "metrics" / f"{stage}.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.begun = time.monotonic()
-        self._first: tuple[float, float] | None = None
+        self._first: tuple[float, int, int] | None = None
         self._shown = 0.0
 
     def resume(self, key: str, first: int) -> None:
@@ -71,7 +71,8 @@ class StageLog:
     def progress(self, done: int, total: int, note: str = "") -> None:
         """Shows how far the stage is and how long it still takes; on a terminal the line is overwritten."""
         now = time.monotonic()
-        self._first = self._first or (now, done)
+        if self._first is None or self._first[2] != total:
+            self._first = (now, done, total)
         if self.quiet or (done < total and now - self._shown < (0.5 if sys.stderr.isatty() else 30)):
             return
         self._shown = now

@@ -11,7 +11,7 @@ import torch
 from wmpo.data.episode import Episode
 from wmpo.data.splits import start_seeds
 from wmpo.envs.imagined import ImaginedEnv
-from wmpo.envs.simulated import Purpose
+from wmpo.envs.simulated import Purpose, SimulatedEnv
 from wmpo.evaluation.audit import Audit, judge
 from wmpo.evaluation.world_model import replay, replay_distance
 from wmpo.execution.local import LocalSampler
@@ -151,20 +151,19 @@ def improve(job: Job) -> None:
     require(job, "improve", "reward")
     log, experiment, folder = job.log("improve"), job.experiment, job.folder
     config = experiment.improve
-    env = imagined_env(job)
-    policy = models.load_policy(folder, "base")
-    learner = GRPOLearner(policy, config.grpo, temperature=config.temperature)
-    summary = train_in_imagination(
-        LocalSampler(env, models.load_policy(folder, "base")),
-        learner,
-        imagined_starts(job),
-        config,
-        _auditor(job, env),
-        base_success=folder.summary("collect")["success"],  # type: ignore[index]
-        seed=job.seed,
-        checkpoint=folder.checkpoint("improve"),
-        log=log,
-    )
+    dream, policy = imagined_env(job), models.load_policy(folder, "base")
+    with job.real_env(Purpose("audit", ""), frame_stride=1) as real:
+        summary = train_in_imagination(
+            LocalSampler(dream, models.load_policy(folder, "base")),
+            GRPOLearner(policy, config.grpo, temperature=config.temperature),
+            imagined_starts(job),
+            config,
+            _auditor(job, dream, real),
+            base_success=folder.summary("collect")["success"],  # type: ignore[index]
+            seed=job.seed,
+            checkpoint=folder.checkpoint("improve"),
+            log=log,
+        )
     models.save_policy(folder, "improved", policy, experiment.env.instruction())
     finish(
         job, "improve", log, summary, f"kept the policy of iteration {summary['kept_iteration']}; {summary['stopped']}"
@@ -196,17 +195,16 @@ def imagined_starts(job: Job) -> Starts:
     )
 
 
-def _auditor(job: Job, env: ImaginedEnv) -> AuditPolicy:
+def _auditor(job: Job, dream: ImaginedEnv, real: SimulatedEnv) -> AuditPolicy:
     config = job.experiment.improve
     seeds = start_seeds("audit", job.seed, 0, config.audit.num_episodes)
 
     def audit(policy: Policy, iteration: int) -> Audit:
-        purpose = Purpose("audit", f"iteration {iteration}", config.temperature, job.seed)
-        with job.real_env(purpose, frame_stride=1) as real:
-            episodes = play(real, policy, seeds, job, temperature=config.temperature, policy_name=purpose.policy)
+        real.purpose = Purpose("audit", f"iteration {iteration}", config.temperature, job.seed)
+        episodes = play(real, policy, seeds, job, temperature=config.temperature, policy_name=real.purpose.policy)
         return judge(
-            episodes, env.world_model, env.reward_model,
-            chunk_size=env.chunk_size, seed=job.seed, iteration=iteration,
+            episodes, dream.world_model, dream.reward_model,
+            chunk_size=dream.chunk_size, seed=job.seed, iteration=iteration,
         )  # fmt: skip
 
     return audit

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from wmpo.checkpoint import read_json, write_json
@@ -35,12 +35,12 @@ def evaluate(job: Job) -> None:
     with job.real_env(Purpose("test", ""), frame_stride=job.experiment.policy.chunk_size) as env:
         for name, policy in policies.items():
             outcomes[name] = _test(job, env, policy, name, log)
-    results = _compare(job, outcomes)
-    results["imagined"] = {name: _imagined_success(job, policy) for name, policy in policies.items()}
-    dreamt = ", ".join(f"{name} {100 * rate:.0f} %" for name, rate in results["imagined"].items())
-    log.note(f"imagined success: {dreamt}")
-    results["throughput"] = _throughput(job, policies["base"])
-    make_videos(job, policies, {name: o["best"].temperature for name, o in outcomes.items()})
+        results = _compare(job, outcomes)
+        results["imagined"] = {name: _imagined_success(job, policy) for name, policy in policies.items()}
+        dreamt = ", ".join(f"{name} {100 * rate:.0f} %" for name, rate in results["imagined"].items())
+        log.note(f"imagined success: {dreamt}")
+        results["throughput"] = _throughput(job, policies["base"], env)
+        make_videos(job, policies, {name: o["best"].temperature for name, o in outcomes.items()}, env)
     gain = results["difference"]["best"]
     before, after = (100 * results[name]["best"]["success"] for name in POLICIES)
     text = (
@@ -67,9 +67,17 @@ def _test(job: Job, env: SimulatedEnv, policy: SmallPolicy, name: str, log: Stag
 def _play(
     job: Job, env: SimulatedEnv, policy: SmallPolicy, split: Any, name: str, count: int, temperature: float
 ) -> Outcomes:
-    env.purpose = Purpose(split, name, temperature, job.seed)
-    starts = simulator_starts(start_seeds(split, job.seed, 0, count), job.experiment.env.instruction())
-    return play_starts(env, policy, starts, temperature, seed=job.seed)
+    """Episodes that an interrupted evaluation played already are not played again."""
+    path, key = job.folder.path / "unfinished" / "evaluate.json", f"{split} {name} {temperature}"
+    played = read_json(path) if path.exists() else {}
+    if key not in played:
+        env.purpose = Purpose(split, name, temperature, job.seed)
+        starts = simulator_starts(start_seeds(split, job.seed, 0, count), job.experiment.env.instruction())
+        outcomes = play_starts(env, policy, starts, temperature, seed=job.seed)
+        played[key] = [outcomes.success.tolist(), outcomes.num_steps.tolist()]
+        write_json(path, played)
+    success, num_steps = (np.array(column) for column in played[key])
+    return Outcomes(success=success, num_steps=num_steps, temperature=temperature)
 
 
 def _compare(job: Job, outcomes: dict[str, dict[str, Outcomes]]) -> dict[str, Any]:
@@ -94,7 +102,7 @@ def _imagined_success(job: Job, policy: SmallPolicy) -> float:
     return float(rollouts.success.float().mean())
 
 
-def _throughput(job: Job, policy: SmallPolicy) -> dict[str, Any]:
+def _throughput(job: Job, policy: SmallPolicy, env: SimulatedEnv) -> dict[str, Any]:
     """Environment steps per second of simulation and imagination with the same frames, policy and cores; and the world
     model by itself."""
     config, stride = job.experiment.evaluate, job.experiment.world_model.frame_stride
@@ -102,10 +110,8 @@ def _throughput(job: Job, policy: SmallPolicy) -> dict[str, Any]:
     rows = torch.arange(config.num_throughput) % len(pool)
     starts = pool.rows(rows).with_ids(torch.arange(len(rows)), torch.arange(len(rows)))
     seeds = start_seeds("throughput", job.seed, 0, config.num_throughput)
-    with job.real_env(Purpose("throughput", "base", 1.0, job.seed), frame_stride=stride) as env:
-        real_starts = simulator_starts(seeds, job.experiment.env.instruction())
-        env.reset(replace(real_starts))  # simulators are built before the clock runs
-        real, _ = _speed(env, policy, real_starts)
+    env.purpose, env.frame_stride = Purpose("throughput", "base", 1.0, job.seed), stride
+    real, _ = _speed(env, policy, simulator_starts(seeds, job.experiment.env.instruction()))
     _speed(dream, policy, starts)  # warm up
     dream.seconds = dict.fromkeys(dream.seconds, 0.0)
     imagined, seconds = _speed(dream, policy, starts)

@@ -10,7 +10,7 @@ import torch
 from wmpo.checkpoint import write_json
 from wmpo.data.episode import Episode
 from wmpo.data.splits import start_seeds
-from wmpo.envs.simulated import Purpose
+from wmpo.envs.simulated import Purpose, SimulatedEnv
 from wmpo.evaluation.policy import decoding
 from wmpo.evaluation.world_model import replay
 from wmpo.policy.small import SmallPolicy
@@ -24,9 +24,9 @@ from wmpo.stages.record import play
 Index = list[dict[str, str]]
 
 
-def make_videos(job: Job, policies: dict[str, SmallPolicy], temperatures: dict[str, float]) -> None:
+def make_videos(job: Job, policies: dict[str, SmallPolicy], temperatures: dict[str, float], env: SimulatedEnv) -> None:
     """Writes ``videos/``: replays beside reality, test starts before and after, and episodes that were only dreamt."""
-    index = _replays(job) + _before_after(job, policies, temperatures) + _dreams(job, policies["improved"])
+    index = _replays(job) + _before_after(job, policies, temperatures, env) + _dreams(job, policies["improved"])
     write_json(job.folder.path / "videos" / "index.json", index)
 
 
@@ -51,7 +51,9 @@ def _replays(job: Job) -> Index:
     return index
 
 
-def _before_after(job: Job, policies: dict[str, SmallPolicy], temperatures: dict[str, float]) -> Index:
+def _before_after(
+    job: Job, policies: dict[str, SmallPolicy], temperatures: dict[str, float], env: SimulatedEnv
+) -> Index:
     """Starts after the tested ones, so that no test episode is played twice."""
     config = job.experiment.evaluate
     if config.num_videos == 0:
@@ -59,8 +61,8 @@ def _before_after(job: Job, policies: dict[str, SmallPolicy], temperatures: dict
     seeds = start_seeds("test", job.seed, config.num_test, config.num_videos)
     played: dict[str, list[Episode]] = {}
     for name, policy in policies.items():
-        with job.real_env(Purpose("videos", name, temperatures[name], job.seed), frame_stride=1) as env:
-            played[name] = play(env, policy, seeds, job, temperature=temperatures[name], policy_name=name)
+        env.purpose, env.frame_stride = Purpose("videos", name, temperatures[name], job.seed), 1
+        played[name] = play(env, policy, seeds, job, temperature=temperatures[name], policy_name=name)
     index = []
     for i, (before, after) in enumerate(zip(played["base"], played["improved"], strict=True)):
         name = f"before-after-{i}.mp4"
