@@ -72,7 +72,9 @@ def run(task: str, seed: int, runs: Path, extra: list[str]) -> dict[str, Any]:
 
 
 def show(rows: list[dict[str, Any]]) -> str:
-    head = "| task | seed | base, best decoding | improved, best decoding | points (95 %) | greedy | sampled | minutes |"
+    head = (
+        "| task | seed | base, best decoding | improved, best decoding | points (95 %) | greedy | sampled | minutes |"
+    )
     lines = [head, "|---|---|---|---|---|---|---|---|"]
     for row in rows:
         gain, (low, high) = row["difference"]["best"]["points"], row["difference"]["best"]["interval"]

@@ -18,7 +18,9 @@ UNCHECKED = ("report",)  # it reads files that anyone may have written, and refu
 assert "wmpo" not in sys.modules, "the shape checks must be installed before wmpo is imported"
 typing.Protocol._is_runtime_protocol = True  # type: ignore[attr-defined]  # beartype checks protocols by isinstance
 package = Path(__file__).parents[1] / "src" / "wmpo"
-checked = [f"wmpo.{path.stem}" for path in package.iterdir() if path.stem not in ("__init__", "__pycache__", *UNCHECKED)]
+checked = [
+    f"wmpo.{path.stem}" for path in package.iterdir() if path.stem not in ("__init__", "__pycache__", *UNCHECKED)
+]
 jaxtyping.install_import_hook(checked, "shape_checks.checked")
 torch.set_num_threads(min(2, torch.get_num_threads()))  # OMP_NUM_THREADS=1 beside other work
 

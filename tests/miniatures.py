@@ -102,7 +102,9 @@ def some_starts(count: int, *, frames: int | None = None, seed: int = 0) -> Star
     )
 
 
-def rollouts_of(success: list[bool], group: list[int], chunks: int = 2, num_tokens: int = 4, bins: int = BINS) -> Rollouts:
+def rollouts_of(
+    success: list[bool], group: list[int], chunks: int = 2, num_tokens: int = 4, bins: int = BINS
+) -> Rollouts:
     """Random tokens; the executed part of every episode has another length."""
     count, generator = len(success), torch.Generator().manual_seed(0)
     length = torch.arange(count) % (chunks * num_tokens) + 1

@@ -42,7 +42,9 @@ def test_the_tree_is_found() -> None:
 
 @pytest.mark.parametrize("package", SIBLINGS)
 def test_siblings_do_not_know_each_other_nor_what_drives_them(package: str) -> None:
-    forbidden = {*SIBLINGS, "envs", "rollout", "execution", "train", "evaluation", "stages", "cli", "config"} - {package}
+    forbidden = {*SIBLINGS, "envs", "rollout", "execution", "train", "evaluation", "stages", "cli", "config"} - {
+        package
+    }
     for name in in_package(package):
         assert not uses(name, *(f"wmpo.{p}" for p in forbidden)), name
 

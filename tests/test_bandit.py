@@ -25,7 +25,13 @@ def success(policy: TrainablePolicy, env: BanditEnv) -> float:
 
 
 def trained(
-    make: Callable[[], TrainablePolicy], env: BanditEnv, *, rate: float, iterations: int, flip: bool = False, clip: ClipConfig = ClipConfig()
+    make: Callable[[], TrainablePolicy],
+    env: BanditEnv,
+    *,
+    rate: float,
+    iterations: int,
+    flip: bool = False,
+    clip: ClipConfig = ClipConfig(),
 ) -> TrainablePolicy:
     """``flip`` rewards failure."""
     learner = GRPOLearner(make(), GRPOConfig(learning_rate=rate, num_minibatches=2, clip=clip), temperature=1.0)

@@ -88,7 +88,9 @@ def test_weights_of_another_configuration_are_refused_with_the_parameters_that_d
     del tensors["3.bias"]
     tensors["0.weight"], tensors["extra"] = torch.zeros(8, 5), torch.zeros(1)
     module = net()
-    with pytest.raises(ValueError, match=r"w.safetensors .* 3 parameters differ .*0\.weight: expected \(8, 4\), found \(8, 5\)"):
+    with pytest.raises(
+        ValueError, match=r"w.safetensors .* 3 parameters differ .*0\.weight: expected \(8, 4\), found \(8, 5\)"
+    ):
         load_into(module, tensors, Path("w.safetensors"))
     load_into(module, net(1).state_dict(), Path("w.safetensors"))
     assert torch.equal(module[0].weight, net(1)[0].weight)

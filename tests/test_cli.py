@@ -77,7 +77,11 @@ def test_killed_at_any_stage_it_resumes_to_the_same_numbers(finished: Path, tmp_
     signs = ("data/collected/meta/info.json", "unfinished/world-model.safetensors", "unfinished/improve.safetensors")
     for sign in signs:
         process = subprocess.Popen(
-            [*WMPO, "run", "tiny"], cwd=tmp_path, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [*WMPO, "run", "tiny"],
+            cwd=tmp_path,
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         while process.poll() is None and not (folder / sign).exists():
             time.sleep(0.02)

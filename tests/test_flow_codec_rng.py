@@ -37,7 +37,9 @@ def test_euler_visits_the_times_it_should() -> None:
 
 def test_the_line_begins_at_the_blurred_last_frame_and_ends_at_the_next() -> None:
     x0, x1 = torch.randn(3, 2), torch.randn(3, 2)
-    assert torch.equal(flow.between(x0, x1, torch.zeros(3)), x0) and torch.equal(flow.between(x0, x1, torch.ones(3)), x1)
+    assert torch.equal(flow.between(x0, x1, torch.zeros(3)), x0) and torch.equal(
+        flow.between(x0, x1, torch.ones(3)), x1
+    )
     rows = flow.between(x0, x1, torch.tensor([0.0, 0.5, 1.0]))
     assert torch.allclose(rows, torch.stack([x0[0], (x0[1] + x1[1]) / 2, x1[2]]))
     assert torch.equal(flow.begin(x0, x1, 0.0), x0)
@@ -86,7 +88,9 @@ def test_actions_that_are_no_numbers_are_refused(bad: float) -> None:
         ActionCodec.fit(torch.tensor([[0.0], [bad]]), 1, 5)
 
 
-@pytest.mark.parametrize(("low", "high"), [((0.0,), (0.0,)), ((1.0,), (0.0,)), ((0.0,), (math.nan,)), ((0.0, 0.0), (1.0,))])
+@pytest.mark.parametrize(
+    ("low", "high"), [((0.0,), (0.0,)), ((1.0,), (0.0,)), ((0.0,), (math.nan,)), ((0.0, 0.0), (1.0,))]
+)
 def test_quantiles_that_span_nothing_are_refused(low: tuple[float, ...], high: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="low < high"):
         ActionCodec(low, high, 1, 5)

@@ -36,7 +36,9 @@ def middling_threshold() -> float:
     return float(rollouts.video[:, 1:].float().mean(dim=(2, 3, 4)).amax(dim=1).median())
 
 
-def play(env: ImaginedEnv, starts: Starts | None = None, *, temperature: float = 1.0, record_video: bool = False) -> Rollouts:
+def play(
+    env: ImaginedEnv, starts: Starts | None = None, *, temperature: float = 1.0, record_video: bool = False
+) -> Rollouts:
     starts = some_starts(COUNT, frames=2) if starts is None else starts
     return run_episodes(env, small_policy(), starts, temperature=temperature, seed=3, record_video=record_video)
 
@@ -80,7 +82,9 @@ def test_an_episode_is_the_same_in_any_batch() -> None:
         part = play(environment(threshold), starts.rows(rows))
         chunks = part.tokens.shape[1]
         assert torch.equal(part.tokens, whole.tokens[rows, :chunks])
-        assert torch.equal(part.executed, whole.executed[rows, :chunks]) and torch.equal(part.success, whole.success[rows])
+        assert torch.equal(part.executed, whole.executed[rows, :chunks]) and torch.equal(
+            part.success, whole.success[rows]
+        )
         assert torch.allclose(part.logprob, whole.logprob[rows, :chunks], atol=1e-4)
 
 

@@ -79,7 +79,14 @@ def test_masked_tokens_get_exactly_zero_gradient(ratio: str) -> None:
 
 @pytest.mark.parametrize(
     ("ratio", "advantage", "moves"),
-    [(1.27, 1.0, True), (1.29, 1.0, False), (0.81, -1.0, True), (0.79, -1.0, False), (1.29, -1.0, True), (0.79, 1.0, True)],
+    [
+        (1.27, 1.0, True),
+        (1.29, 1.0, False),
+        (0.81, -1.0, True),
+        (0.79, -1.0, False),
+        (1.29, -1.0, True),
+        (0.79, 1.0, True),
+    ],
 )
 def test_clipping_is_asymmetric_and_pessimistic(ratio: float, advantage: float, moves: bool) -> None:
     loss, gradient = loss_of([[math.log(ratio)]], [advantage], ClipConfig(low=0.2, high=0.28))

@@ -171,10 +171,14 @@ def test_judging_compares_what_happened_with_what_imagination_says_of_the_same_a
         for steps in (CHUNK, 2 * CHUNK, 3 * CHUNK)
     ]  # fmt: skip
     for threshold, imagined in ((-1.0, 1.0), (256.0, 0.0)):
-        found = judge(
-            episodes, small_world_model(), Brightness(1, threshold), chunk_size=CHUNK, seed=0, iteration=8
+        found = judge(episodes, small_world_model(), Brightness(1, threshold), chunk_size=CHUNK, seed=0, iteration=8)
+        assert (found.iteration, found.n, found.real, found.imagined, found.j) == (
+            8,
+            3,
+            pytest.approx(2 / 3),
+            imagined,
+            0,
         )
-        assert (found.iteration, found.n, found.real, found.imagined, found.j) == (8, 3, pytest.approx(2 / 3), imagined, 0)
     alike = judge(
         [replace(e, solved_at=-1) for e in episodes], small_world_model(), Brightness(1, -1.0),
         chunk_size=CHUNK, seed=0, iteration=8,

@@ -114,14 +114,21 @@ def _main(args: list[str]) -> None:
     if command == "report":
         _report(path)
         return
-    job = open_job(path, name, settings.experiment, settings.seed)
+    with open_job(path, name, settings.experiment, settings.seed) as job:
+        _stages(job, command)
+    if command == "run":
+        _report(path)
+
+
+def _stages(job: Job, command: str) -> None:
     for stage in COMMANDS[command]:
         if job.folder.summary(stage) is None:
             SUMMARIES[stage][0](job)
         elif command != "run":
-            print(f"{stage} is complete in {path}; delete {path}/stages/{stage}.json to run it again", file=sys.stderr)
-    if command == "run":
-        _report(path)
+            print(
+                f"{stage} is complete in {job.folder.path}; delete {job.folder.path}/stages/{stage}.json to run it again",
+                file=sys.stderr,
+            )
 
 
 def _settings(command: str, name: str, rest: list[str]) -> Settings:

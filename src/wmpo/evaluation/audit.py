@@ -38,7 +38,8 @@ class Audit:
     iteration: int
     real: float
     imagined: float
-    j: float
+    j: float | None
+    "None when all episodes ended alike: then there is nothing to tell apart."
     j_interval: tuple[float, float]
     n: int
     verdict: str = ""
@@ -58,12 +59,11 @@ def judge(
     imagined = np.array([bool((score_video(reward_model, v) > reward_model.threshold).any()) for v in videos])
     truth = np.array([episode.success for episode in episodes])
     found = rates(imagined, truth)
-    j = 0.0 if math.isnan(found.j) else found.j  # all alike: J is not defined, and says nothing
     return Audit(
         iteration=iteration,
         real=float(truth.mean()),
         imagined=float(imagined.mean()),
-        j=j,
+        j=None if math.isnan(found.j) else found.j,
         j_interval=found.j_interval,
         n=len(episodes),
     )
@@ -79,7 +79,7 @@ def parted(found: Audit, earlier: Sequence[Audit], base_success: float) -> str:
     spread = math.sqrt(max(best * (1 - best), 0.05) / found.n)
     if found.real < best - 2 * spread:
         return f"real success fell from {100 * best:.0f} to {100 * found.real:.0f} %"
-    if found.j <= 0 and found.imagined > found.real + 2 * spread:
+    if found.j is not None and found.j <= 0 and found.imagined > found.real + 2 * spread:
         return f"imagination calls {100 * found.imagined:.0f} % solved where {100 * found.real:.0f} % are"
     return ""
 

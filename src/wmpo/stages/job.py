@@ -6,7 +6,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,22 @@ from wmpo.envs.simulated import Purpose, SimulatedEnv
 from wmpo.report.run import RunFolder, StageLog
 
 
-@dataclass(frozen=True)
+@dataclass
 class Job:
-    """What every stage needs."""
+    """What every stage needs. Its simulators are started by the first stage that plays, and shared by all."""
 
     folder: RunFolder
     experiment: Experiment
     seed: int
     quiet: bool = False
+    _env: SimulatedEnv | None = field(default=None, init=False)
+
+    def __enter__(self) -> Job:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._env is not None:
+            self._env.close()
 
     @property
     def fps(self) -> int:
@@ -45,18 +53,19 @@ class Job:
         return StageLog(self.folder, stage, quiet=self.quiet)
 
     def real_env(self, purpose: Purpose, *, frame_stride: int) -> SimulatedEnv:
-        """The real environment; what it plays goes into the run's ledger."""
+        """The real environment; what it plays goes into the run's ledger under ``purpose``."""
         experiment = self.experiment
-        env = SimulatedEnv(
-            experiment.env,
-            chunk_size=experiment.policy.chunk_size,
-            max_chunks=experiment.max_chunks,
-            frame_stride=frame_stride,
-            ledger=Ledger(self.folder.ledger),
-            num_workers=experiment.num_workers or None,
-        )
-        env.purpose = purpose
-        return env
+        if self._env is None:
+            self._env = SimulatedEnv(
+                experiment.env,
+                chunk_size=experiment.policy.chunk_size,
+                max_chunks=experiment.max_chunks,
+                frame_stride=frame_stride,
+                ledger=Ledger(self.folder.ledger),
+                num_workers=experiment.num_workers or None,
+            )
+        self._env.purpose, self._env.frame_stride = purpose, frame_stride
+        return self._env
 
     def dataset(self, name: str) -> Path:
         return self.folder.path / "data" / name

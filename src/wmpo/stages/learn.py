@@ -152,18 +152,18 @@ def improve(job: Job) -> None:
     log, experiment, folder = job.log("improve"), job.experiment, job.folder
     config = experiment.improve
     dream, policy = imagined_env(job), models.load_policy(folder, "base")
-    with job.real_env(Purpose("audit", ""), frame_stride=1) as real:
-        summary = train_in_imagination(
-            LocalSampler(dream, models.load_policy(folder, "base")),
-            GRPOLearner(policy, config.grpo, temperature=config.temperature),
-            imagined_starts(job),
-            config,
-            _auditor(job, dream, real),
-            base_success=folder.summary("collect")["success"],  # type: ignore[index]
-            seed=job.seed,
-            checkpoint=folder.checkpoint("improve"),
-            log=log,
-        )
+    real = job.real_env(Purpose("audit", ""), frame_stride=1)
+    summary = train_in_imagination(
+        LocalSampler(dream, models.load_policy(folder, "base")),
+        GRPOLearner(policy, config.grpo, temperature=config.temperature),
+        imagined_starts(job),
+        config,
+        _auditor(job, dream, real),
+        base_success=folder.summary("collect")["success"],  # type: ignore[index]
+        seed=job.seed,
+        checkpoint=folder.checkpoint("improve"),
+        log=log,
+    )
     models.save_policy(folder, "improved", policy, experiment.env.instruction())
     finish(
         job, "improve", log, summary, f"kept the policy of iteration {summary['kept_iteration']}; {summary['stopped']}"

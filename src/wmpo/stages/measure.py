@@ -32,15 +32,15 @@ def evaluate(job: Job) -> None:
     log = job.log("evaluate")
     policies = {name: load_policy(job.folder, name) for name in POLICIES}
     outcomes: dict[str, dict[str, Outcomes]] = {}
-    with job.real_env(Purpose("test", ""), frame_stride=job.experiment.policy.chunk_size) as env:
-        for name, policy in policies.items():
-            outcomes[name] = _test(job, env, policy, name, log)
-        results = _compare(job, outcomes)
-        results["imagined"] = {name: _imagined_success(job, policy) for name, policy in policies.items()}
-        dreamt = ", ".join(f"{name} {100 * rate:.0f} %" for name, rate in results["imagined"].items())
-        log.note(f"imagined success: {dreamt}")
-        results["throughput"] = _throughput(job, policies["base"], env)
-        make_videos(job, policies, {name: o["best"].temperature for name, o in outcomes.items()}, env)
+    env = job.real_env(Purpose("test", ""), frame_stride=job.experiment.policy.chunk_size)
+    for name, policy in policies.items():
+        outcomes[name] = _test(job, env, policy, name, log)
+    results = _compare(job, outcomes)
+    results["imagined"] = {name: _imagined_success(job, policy) for name, policy in policies.items()}
+    dreamt = ", ".join(f"{name} {100 * rate:.0f} %" for name, rate in results["imagined"].items())
+    log.note(f"imagined success: {dreamt}")
+    results["throughput"] = _throughput(job, policies["base"], env)
+    make_videos(job, policies, {name: o["best"].temperature for name, o in outcomes.items()}, env)
     gain = results["difference"]["best"]
     before, after = (100 * results[name]["best"]["success"] for name in POLICIES)
     text = (

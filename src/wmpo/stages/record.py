@@ -21,17 +21,17 @@ def demos(job: Job) -> None:
     solved: list[Episode] = []
     tried, most = 0, 20 + 10 * config.num_episodes
     if num_episodes(root) == 0:  # they take seconds, so they are written all at once
-        with job.real_env(Purpose("demonstrations", "expert"), frame_stride=1) as env:
-            while len(solved) < config.num_episodes:
-                if tried >= most:
-                    raise ValueError(
-                        f"the expert of {job.experiment.env.task} solved {len(solved)} of {tried} episodes within "
-                        f"{job.experiment.max_chunks} chunks; raise --max-chunks or lower --demos.noise"
-                    )
-                seeds = start_seeds("demonstrations", job.seed, tried, min(8, config.num_episodes - len(solved)))
-                solved += [episode for episode in _expert(job, env, seeds) if episode.success]
-                tried += len(seeds)
-                log.progress(len(solved), config.num_episodes, "episodes")
+        env = job.real_env(Purpose("demonstrations", "expert"), frame_stride=1)
+        while len(solved) < config.num_episodes:
+            if tried >= most:
+                raise ValueError(
+                    f"the expert of {job.experiment.env.task} solved {len(solved)} of {tried} episodes within "
+                    f"{job.experiment.max_chunks} chunks; raise --max-chunks or lower --demos.noise"
+                )
+            seeds = start_seeds("demonstrations", job.seed, tried, min(8, config.num_episodes - len(solved)))
+            solved += [episode for episode in _expert(job, env, seeds) if episode.success]
+            tried += len(seeds)
+            log.progress(len(solved), config.num_episodes, "episodes")
         append_episodes(root, solved, fps=job.fps)
     steps = [len(e.actions) for e in read_episodes(root)]
     mean = sum(steps) / len(steps)
@@ -61,13 +61,13 @@ def collect(job: Job) -> None:
     require(job, "collect", "sft")
     log, config, root = job.log("collect"), job.experiment.collect, job.dataset("collected")
     policy = load_policy(job.folder, "base")
-    with job.real_env(Purpose("collection", "base", config.temperature, job.seed), frame_stride=1) as env:
-        while (have := num_episodes(root)) < config.num_episodes:
-            count = min(config.shard, config.num_episodes - have)
-            seeds = start_seeds("collection", job.seed, have, count)
-            episodes = play(env, policy, seeds, job, temperature=config.temperature, policy_name="base")
-            append_episodes(root, episodes, fps=job.fps)
-            log.progress(have + count, config.num_episodes, "episodes")
+    env = job.real_env(Purpose("collection", "base", config.temperature, job.seed), frame_stride=1)
+    while (have := num_episodes(root)) < config.num_episodes:
+        count = min(config.shard, config.num_episodes - have)
+        seeds = start_seeds("collection", job.seed, have, count)
+        episodes = play(env, policy, seeds, job, temperature=config.temperature, policy_name="base")
+        append_episodes(root, episodes, fps=job.fps)
+        log.progress(have + count, config.num_episodes, "episodes")
     success = [e.success for e in read_episodes(root)]
     rate = sum(success) / len(success)
     if rate in (0.0, 1.0):

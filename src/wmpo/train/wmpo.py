@@ -7,7 +7,7 @@ when imagined and real success part, and the best audited policy is kept.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,12 +106,12 @@ def _check(
     if not reason and better(found, progress.audits):
         progress.kept = found.iteration
         save_tensors(_best(checkpoint), learner.publish(), {"iteration": found.iteration})
-    progress.audits.append(found)
+    progress.audits.append(replace(found, verdict=reason or "the dream still follows reality"))
     progress.stopped = reason
+    j = "undefined" if found.j is None else f"{found.j:+.2f}"
     log.note(
-        f"audit after {found.iteration} iterations: real {100 * found.real:.0f} %, "
-        f"imagined {100 * found.imagined:.0f} %, J {found.j:+.2f} (n = {found.n}); "
-        f"{reason or 'the dream still follows reality'}"
+        f"audit after {found.iteration} iterations: real {100 * found.real:.0f} %, imagined "
+        f"{100 * found.imagined:.0f} %, J {j} (n = {found.n}); {progress.audits[-1].verdict}"
     )
 
 
