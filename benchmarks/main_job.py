@@ -3,8 +3,8 @@
     python benchmarks/main_job.py --tasks drawer-open-v3 --seeds 0 1 2
     python benchmarks/main_job.py --show
 
-Each run is `wmpo run quickstart` in a folder of its own; finished ones are not run again. Memory is the largest sum of resident
-memory over the processes of the run.
+Each run is `wmpo run quickstart` in a folder of its own; finished ones are not run again. Memory is the largest sum of
+proportional resident memory over the processes of the run.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from miniatures import BINS, BanditEnv, TablePolicy, small_policy, some_starts
@@ -31,10 +32,12 @@ def trained(
     rate: float,
     iterations: int,
     flip: bool = False,
-    clip: ClipConfig = ClipConfig(),
+    ratio: Literal["token", "chunk"] = "token",
 ) -> TrainablePolicy:
     """``flip`` rewards failure."""
-    learner = GRPOLearner(make(), GRPOConfig(learning_rate=rate, num_minibatches=2, clip=clip), temperature=1.0)
+    learner = GRPOLearner(
+        make(), GRPOConfig(learning_rate=rate, num_minibatches=2, clip=ClipConfig(ratio=ratio)), temperature=1.0
+    )
     sampler, groups = LocalSampler(env, make()), GroupConfig(num_groups=8, group_size=8, max_rounds=2)
     for iteration in range(iterations):
         sampler.load(learner.publish())
@@ -80,4 +83,4 @@ def test_a_network_learns_it_too() -> None:
 
 def test_one_ratio_per_chunk_learns_it_too() -> None:
     env = BanditEnv(2, 3)
-    assert success(trained(table, env, rate=0.05, iterations=30, clip=ClipConfig(ratio="chunk")), env) > 0.9
+    assert success(trained(table, env, rate=0.05, iterations=30, ratio="chunk"), env) > 0.9

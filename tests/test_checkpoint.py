@@ -13,8 +13,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from wmpo.checkpoint import (
-    load_into, load_tensors, pack_training, read_json, save_tensors, unpack_training, write_atomic, write_json,
-)  # fmt: skip
+    load_into,
+    load_tensors,
+    pack_training,
+    read_json,
+    save_tensors,
+    unpack_training,
+    write_atomic,
+    write_json,
+)
 from wmpo.report.run import RunFolder, StageLog
 from wmpo.reward.small import SmallReward
 from wmpo.rng import keyed, torch_generator
@@ -56,9 +63,9 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_litter(
 def test_damaged_files_are_refused_by_name(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="weights.safetensors.*damaged"):
+    with pytest.raises(ValueError, match=r"weights\.safetensors.*damaged"):
         load_tensors(path)
-    with pytest.raises(ValueError, match=r"weights.safetensors.*damaged"):
+    with pytest.raises(ValueError, match=r"weights\.safetensors.*damaged"):
         read_json(path)
 
 
@@ -66,7 +73,7 @@ def test_a_truncated_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     save_tensors(path, net().state_dict(), {})
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(ValueError, match="weights.safetensors.*damaged"):
+    with pytest.raises(ValueError, match=r"weights\.safetensors.*damaged"):
         load_tensors(path)
 
 
@@ -74,12 +81,12 @@ def test_a_truncated_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
 def test_checkpoints_of_other_programs_are_refused_by_name(metadata: dict[str, str] | None, tmp_path: Path) -> None:
     path = tmp_path / "foreign.safetensors"
     save_file({"a": torch.zeros(2)}, path, metadata)
-    with pytest.raises(ValueError, match="foreign.safetensors is not a checkpoint of wmpo"):
+    with pytest.raises(ValueError, match=r"foreign\.safetensors is not a checkpoint of wmpo"):
         load_tensors(path)
 
 
 def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="nothing.safetensors does not exist; run the stage"):
+    with pytest.raises(ValueError, match=r"nothing\.safetensors does not exist; run the stage"):
         load_tensors(tmp_path / "nothing.safetensors")
 
 

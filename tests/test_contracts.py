@@ -8,9 +8,18 @@ from dataclasses import replace
 import pytest
 import torch
 from miniatures import (
-    ACTIONS, BINS, CHUNK, SIZE, BanditEnv, TablePolicy, decisions, small_policy, small_reward, small_world_model,
+    ACTIONS,
+    BINS,
+    CHUNK,
+    SIZE,
+    BanditEnv,
+    TablePolicy,
+    decisions,
+    small_policy,
+    small_reward,
+    small_world_model,
     some_starts,
-)  # fmt: skip
+)
 from torch import Tensor
 
 from wmpo.execution.local import LocalSampler

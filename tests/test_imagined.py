@@ -7,8 +7,16 @@ from dataclasses import replace
 import pytest
 import torch
 from miniatures import (
-    ACTIONS, CHUNK, SIZE, BanditEnv, Brightness, small_policy, small_reward, small_world_model, some_starts,
-)  # fmt: skip
+    ACTIONS,
+    CHUNK,
+    SIZE,
+    BanditEnv,
+    Brightness,
+    small_policy,
+    small_reward,
+    small_world_model,
+    some_starts,
+)
 from torch import Tensor
 
 from wmpo import likelihood

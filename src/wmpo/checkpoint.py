@@ -95,9 +95,8 @@ def unpack_training(tensors: Mapping[str, Tensor], module: Stateful, optimizer: 
         if name.startswith("optimizer."):
             _, index, key = name.split(".")
             like = parameters[int(index)]
-            if (
-                tensor.shape == like.shape
-            ):  # fused AdamW pairs numbers by address: moments must be laid out like weights
+            # fused AdamW pairs numbers by address: moments must be laid out like weights
+            if tensor.shape == like.shape:
                 tensor = torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
             state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

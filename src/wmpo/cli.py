@@ -26,8 +26,8 @@ SUMMARIES: dict[str, tuple[Callable[[Job], None], str]] = {
     "world-model": (learn.world_model, "learn to imagine: tokenizer and video model"),
     "reward": (learn.reward, "learn to recognise success, and calibrate it"),
     "improve": (learn.improve, "GRPO in imagination, watched by audits"),
-    "pretrain": (pretrain.pretrain, "(not part of a run) remake the shipped tokenizer and world model"),
     "evaluate": (measure.evaluate, "base against improved policy on the same real test starts"),
+    "pretrain": (pretrain.pretrain, "remake the tokenizer and world model that runs begin with"),
 }
 COMMANDS = {name: [name] for name in SUMMARIES if name != "tokenizer"} | {
     "world-model": ["tokenizer", "world-model"],
@@ -54,11 +54,11 @@ class Settings:
 
 def usage() -> str:
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:{width}}  {SUMMARIES[name][1]}" for name in COMMANDS if name in SUMMARIES]
-    lines += [
-        f"  {'report':{width}}  write report.html from the run's folder",
-        f"  {'run':{width}}  all of the above, resuming where it stopped",
-    ]
+    about = {name: SUMMARIES[name][1] for name in COMMANDS if name in SUMMARIES and name != "pretrain"}
+    about["report"] = "write report.html from the run's folder"
+    about["run"] = "all of the above, resuming where it stopped"
+    about["pretrain"] = f"{SUMMARIES['pretrain'][1]}; no part of a run"
+    lines = [f"  {name:{width}}  {text}" for name, text in about.items()]
     return "\n".join(
         [
             "usage: wmpo STAGE RECIPE [--name NAME] [--seed S] [--leaf value ...]",
@@ -110,7 +110,7 @@ def _main(args: list[str]) -> None:
         raise ValueError(f"unknown stage {command!r}; did you mean {' or '.join(near)}? See wmpo --help")
     name, rest = (rest[0], rest[1:]) if rest and not rest[0].startswith("-") else ("quickstart", rest)
     settings = _settings(command, name, rest)
-    path = settings.runs / (settings.name or name)
+    path = settings.runs / (settings.name or ("pretrained" if command == "pretrain" else name))
     if command == "report":
         _report(path)
         return
@@ -126,7 +126,7 @@ def _stages(job: Job, command: str) -> None:
             SUMMARIES[stage][0](job)
         elif command != "run":
             print(
-                f"{stage} is complete in {job.folder.path}; delete {job.folder.path}/stages/{stage}.json to run it again",
+                f"{stage} is complete; to run it again, delete {job.folder.path}/stages/{stage}.json",
                 file=sys.stderr,
             )
 
@@ -134,7 +134,8 @@ def _stages(job: Job, command: str) -> None:
 def _settings(command: str, name: str, rest: list[str]) -> Settings:
     """Recipe, then what the run's folder says, then the command line."""
     default = Settings(experiment=recipe(name))
-    where = _peek(rest, "--runs") or "runs", _peek(rest, "--name") or name
+    folder = "pretrained" if command == "pretrain" else name
+    where = _peek(rest, "--runs") or "runs", _peek(rest, "--name") or folder
     saved = saved_experiment(Path(where[0]) / where[1])
     if saved is not None:
         if saved[0] != name:

@@ -72,14 +72,14 @@ def judge(
 def parted(found: Audit, earlier: Sequence[Audit], base_success: float) -> str:
     """Why training must stop, or nothing.
 
-    It stops when real success is lower than the best so far by more than chance allows (two standard errors of a
-    difference), or when the dream's verdicts are no better than chance while it is optimistic.
+    It stops when real success is lower than the best so far by more than chance allows (two standard errors of
+    the audit), or when the dream's verdicts are no better than chance while it is optimistic.
     """
     best = max([base_success, *(audit.real for audit in earlier)])
     spread = math.sqrt(max(best * (1 - best), 0.05) / found.n)
     if found.real < best - 2 * spread:
         return f"real success fell from {100 * best:.0f} to {100 * found.real:.0f} %"
-    if found.j is not None and found.j <= 0 and found.imagined > found.real + 2 * spread:
+    if (found.j is None or found.j <= 0) and found.imagined > found.real + 2 * spread:
         return f"imagination calls {100 * found.imagined:.0f} % solved where {100 * found.real:.0f} % are"
     return ""
 

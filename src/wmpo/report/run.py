@@ -39,14 +39,15 @@ class RunFolder:
 class StageLog:
     """Progress of one stage: a line on the terminal, and metrics as JSON lines in the run's folder.
 
-    ``seconds_before`` is the time that an interrupted earlier attempt spent up to its last checkpoint.
+    The time of a stage includes what interrupted attempts spent up to their last checkpoint (``keep_time``).
     """
 
     def __init__(self, folder: RunFolder, stage: str, *, quiet: bool = False) -> None:
         self.stage, self.quiet = stage, quiet
         self.path = folder.path / "metrics" / f"{stage}.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.begun = time.monotonic()
+        self._kept = folder.path / "unfinished" / f"{stage}-seconds.json"
+        self.begun = time.monotonic() - (read_json(self._kept) if self._kept.exists() else 0.0)
         self._first: tuple[float, int, int] | None = None
         self._shown = 0.0
 
@@ -83,6 +84,10 @@ class StageLog:
             print(f"\r\033[K{line[:118]}", end="", file=sys.stderr, flush=True)
         else:
             print(line.rstrip(), file=sys.stderr, flush=True)
+
+    def keep_time(self) -> None:
+        """To be called with every checkpoint."""
+        write_json(self._kept, time.monotonic() - self.begun)
 
     def note(self, text: str) -> None:
         """A line that stays."""

@@ -1,4 +1,4 @@
-"""The clipped policy-gradient loss of WMPO (arXiv 2511.09515, equation of section 3.4).
+"""The clipped policy-gradient loss of WMPO (arXiv 2511.09515).
 
 The paper writes one ratio per chunk, its released code one per token. ``ratio="token"`` is the default here too; both
 clip asymmetrically ("clip-higher") and have neither KL penalty nor entropy bonus.

@@ -53,19 +53,26 @@ def evaluate(job: Job) -> None:
 
 def _test(job: Job, env: SimulatedEnv, policy: SmallPolicy, name: str, log: StageLog) -> dict[str, Outcomes]:
     config = job.experiment.evaluate
-    tried = [_play(job, env, policy, "validation", name, config.num_validation, t) for t in config.temperatures]
+    tried = [_play(job, log, env, policy, "validation", name, config.num_validation, t) for t in config.temperatures]
     best = max(tried, key=lambda o: o.success.mean()).temperature  # the first of equals: the least random
     needed = dict.fromkeys((0.0, 1.0, best))
     played = {}
     for i, temperature in enumerate(needed, start=1):
-        played[temperature] = _play(job, env, policy, "test", name, config.num_test, temperature)
+        played[temperature] = _play(job, log, env, policy, "test", name, config.num_test, temperature)
         rate = f"{100 * played[temperature].success.mean():.1f} %"
         log.progress(i, len(needed), f"{name} policy, {played[temperature].summary()['decoding']}: {rate}")
     return {"greedy": played[0.0], "sampled": played[1.0], "best": played[best]}
 
 
 def _play(
-    job: Job, env: SimulatedEnv, policy: SmallPolicy, split: Any, name: str, count: int, temperature: float
+    job: Job,
+    log: StageLog,
+    env: SimulatedEnv,
+    policy: SmallPolicy,
+    split: Any,
+    name: str,
+    count: int,
+    temperature: float,
 ) -> Outcomes:
     """Episodes that an interrupted evaluation played already are not played again."""
     path, key = job.folder.path / "unfinished" / "evaluate.json", f"{split} {name} {temperature}"
@@ -76,6 +83,7 @@ def _play(
         outcomes = play_starts(env, policy, starts, temperature, seed=job.seed)
         played[key] = [outcomes.success.tolist(), outcomes.num_steps.tolist()]
         write_json(path, played)
+        log.keep_time()
     success, num_steps = (np.array(column) for column in played[key])
     return Outcomes(success=success, num_steps=num_steps, temperature=temperature)
 

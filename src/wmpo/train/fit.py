@@ -67,7 +67,7 @@ def fit(
         tensors, header = load_tensors(checkpoint)
         ema = [t.to(device) for t in unpack_training(tensors, module, optimizer)]
         first, notes = header["step"], header["notes"]
-        log.resume("step", first)
+    log.resume("step", first + 1)
     saved, running = time.monotonic(), 0.0
     module.train()
     for step in range(first, config.num_steps):
@@ -91,9 +91,11 @@ def fit(
             log.write(step=done, loss=running)
             log.progress(done, config.num_steps, f"loss {running:.4f}")
         if check and (done % check_every == 0 or done == config.num_steps):
-            notes["stopped"] = not _checked(module, parameters, ema, check, done, notes)
+            go_on = _checked(module, parameters, ema, check, done, notes)
+            notes["stopped"] = not go_on and done < config.num_steps
         if time.monotonic() - saved > config.checkpoint_seconds:
             save_tensors(checkpoint, pack_training(module, optimizer, ema), {"step": done, "notes": notes})
+            log.keep_time()
             saved = time.monotonic()
     _put(parameters, ema)
     module.eval()

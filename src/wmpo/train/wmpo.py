@@ -93,6 +93,7 @@ def improve(
         if progress.iteration % config.audit.every == 0 and len(progress.audits) < config.audit.max_audits:  # check
             _check(progress, audit(learner.policy, progress.iteration), learner, base_success, checkpoint, log)
         save_tensors(checkpoint, learner.save(), _header(progress))
+        log.keep_time()
     if progress.audits:
         _restore_best(learner, progress, checkpoint)
     return _header(progress) | {"kept_iteration": progress.kept if progress.audits else progress.iteration}
@@ -154,12 +155,13 @@ def _header(progress: _Progress) -> dict[str, Any]:
 
 def _restore(learner: GRPOLearner, checkpoint: Path, log: StageLog) -> _Progress:
     if not checkpoint.exists():
+        log.resume("iteration", 1)
         save_tensors(_best(checkpoint), learner.publish(), {"iteration": 0})
         return _Progress()
     tensors, header = load_tensors(checkpoint)
     learner.restore(tensors)
     log.resume("iteration", header["iteration"] + 1)
-    audits = [Audit(**audit) for audit in header["audits"]]
+    audits = [Audit(**audit | {"j_interval": tuple(audit["j_interval"])}) for audit in header["audits"]]
     return _Progress(header["iteration"], header["kept"], audits, header["stopped"])
 
 

@@ -110,7 +110,7 @@ def train_world_model(
     both = LatentClips(model, [*demonstrations, *collected]) if collected else first
     pretrain_steps = int(config.fit.num_steps * config.pretrain_share)
     unroll_from = int(config.fit.num_steps * config.unroll_from)
-    best = checkpoint.with_name("world-model_best.safetensors")
+    best = checkpoint.with_name(f"{checkpoint.stem}_best.safetensors")
 
     def loss(step: int) -> Tensor:
         rng, generator = keyed(seed, "world-model/batch", step), torch_generator(seed, "world-model/noise", step)
@@ -143,7 +143,7 @@ def train_world_model(
 
 
 def _noised(context: LatentContext, limit: float, generator: torch.Generator) -> LatentContext:
-    """Noisy-frame conditioning (arXiv 2511.09515, section 3.2), with a level drawn per row."""
+    """Noisy-frame conditioning (arXiv 2511.09515), with a level drawn per row."""
     recent = context.recent
     level = limit * torch.rand(len(recent), 1, 1, 1, 1, generator=generator)
     noise = torch.randn(recent.shape, generator=generator)

@@ -1,0 +1,123 @@
+"""The loop of WMPO on a bandit: it stops when it should, keeps the best audited policy, and resumes to the bit."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from miniatures import BINS, BanditEnv, TablePolicy, some_starts
+from torch import Tensor
+
+from wmpo.evaluation.audit import Audit, AuditConfig
+from wmpo.execution.local import LocalSampler
+from wmpo.policy.codec import ActionCodec
+from wmpo.protocols import Policy
+from wmpo.report.run import RunFolder, StageLog
+from wmpo.rl.grpo import GRPOConfig, GRPOLearner
+from wmpo.rollout.groups import GroupConfig
+from wmpo.train.wmpo import ImproveConfig, improve
+
+CODEC = ActionCodec((0.0, 0.0), (BINS - 1.0, BINS - 1.0), 2, BINS)
+CONFIG = ImproveConfig(
+    num_iterations=6,
+    groups=GroupConfig(num_groups=6, group_size=6, max_rounds=2),
+    grpo=GRPOConfig(learning_rate=0.05, num_minibatches=2),
+    audit=AuditConfig(every=2, num_episodes=16, max_episodes=64),
+)
+
+
+class Interrupted(Exception):
+    pass
+
+
+class Auditor:
+    """Says what it was told about each iteration, remembers the policies, and may be struck by lightning."""
+
+    def __init__(self, real: dict[int, float], interrupt_at: int = 0, **found: Any) -> None:
+        self.real, self.interrupt_at, self.found = real, interrupt_at, found
+        self.seen: dict[int, Tensor] = {}
+
+    def __call__(self, policy: Policy, iteration: int) -> Audit:
+        if iteration == self.interrupt_at:
+            raise Interrupted
+        assert isinstance(policy, TablePolicy)
+        self.seen[iteration] = policy.logits.detach().clone()
+        found = {"imagined": 0.5, "j": 0.5, "j_interval": (0.1, 0.9)} | self.found
+        return Audit(iteration=iteration, real=self.real.get(iteration, 0.5), n=16, **found)
+
+
+def run(
+    path: Path, audit: Auditor, env: BanditEnv | None = None, config: ImproveConfig = CONFIG
+) -> tuple[dict, Tensor]:
+    def policy() -> TablePolicy:
+        return TablePolicy(CODEC, torch.zeros(CODEC.num_tokens, BINS))
+
+    folder, learner = RunFolder(path), GRPOLearner(policy(), config.grpo, temperature=config.temperature)
+    summary = improve(
+        LocalSampler(env or BanditEnv(2, 3), policy()), learner, some_starts(8), config, audit,
+        base_success=0.5, seed=0, checkpoint=folder.checkpoint("improve"), log=StageLog(folder, "improve", quiet=True),
+    )  # fmt: skip
+    assert isinstance(learner.policy, TablePolicy)
+    return summary, learner.policy.logits.detach()
+
+
+def metrics(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (path / "metrics" / "improve.jsonl").read_text().splitlines()]
+
+
+def test_imagined_success_rises_and_the_best_audited_policy_is_kept(tmp_path: Path) -> None:
+    audit = Auditor({2: 0.5, 4: 0.7, 6: 0.6})
+    summary, logits = run(tmp_path, audit)
+    rows = metrics(tmp_path)
+    assert [row["iteration"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert rows[-1]["imagined_success"] > rows[0]["imagined_success"] + 0.1
+    assert list(audit.seen) == [2, 4, 6] and summary["kept_iteration"] == 4 and not summary["stopped"]
+    assert torch.equal(logits, audit.seen[4]) and not torch.equal(audit.seen[4], audit.seen[6])
+
+
+def test_it_stops_when_dream_and_reality_part_and_keeps_the_policy_of_before(tmp_path: Path) -> None:
+    audit = Auditor({2: 0.6, 4: 0.1})
+    summary, logits = run(tmp_path, audit)
+    assert summary["iteration"] == 4 and "fell from 60 to 10 %" in summary["stopped"]
+    assert summary["kept_iteration"] == 2 and torch.equal(logits, audit.seen[2])
+
+
+def test_when_already_the_first_audit_is_bad_the_base_policy_stays(tmp_path: Path) -> None:
+    summary, logits = run(tmp_path, Auditor({2: 0.0}))
+    assert summary["kept_iteration"] == 0 and not logits.any()
+
+
+@pytest.mark.parametrize("interrupt_at", [2, 4, 6])
+def test_an_improvement_that_was_interrupted_ends_with_the_same_bits(interrupt_at: int, tmp_path: Path) -> None:
+    real = {2: 0.5, 4: 0.7, 6: 0.7}
+    expected, whole = run(tmp_path / "whole", Auditor(real))
+    with pytest.raises(Interrupted):
+        run(tmp_path / "stopped", Auditor(real, interrupt_at))
+    found, logits = run(tmp_path / "stopped", Auditor(real))
+    assert torch.equal(logits, whole)
+    assert json.dumps(found) == json.dumps(expected)
+    assert metrics(tmp_path / "stopped") == metrics(tmp_path / "whole")
+
+
+def test_audits_cost_no_more_real_episodes_than_allowed(tmp_path: Path) -> None:
+    audit = Auditor({})
+    run(tmp_path, audit, config=replace(CONFIG, audit=AuditConfig(every=1, num_episodes=16, max_episodes=40)))
+    assert list(audit.seen) == [1, 2]
+
+
+@pytest.mark.parametrize(("low", "high", "rate"), [(9, 10, "0 %"), (-9, 9, "100 %")])
+def test_a_dream_without_mixed_groups_teaches_nothing_and_says_so(
+    low: float, high: float, rate: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=f"imagined success is {rate} and none of 1[02] groups is mixed"):
+        run(tmp_path, Auditor({}), BanditEnv(low, high))
+
+
+def test_when_imagination_has_no_more_to_teach_training_ends_well(tmp_path: Path) -> None:
+    config = replace(CONFIG, grpo=GRPOConfig(learning_rate=3.0, num_minibatches=1), num_iterations=50)
+    summary, _ = run(tmp_path, Auditor({}), config=config)
+    assert "no more to teach" in summary["stopped"] and 0 < summary["iteration"] < 50
