@@ -26,7 +26,6 @@ HEALTH = {
     "kl": "KL to last policy",
     "entropy": "token entropy",
     "clip_fraction": "clipped tokens",
-    "seconds": "seconds",
 }
 ABOUT = ("recipe", "seed", "commit", "version", "machine")
 HALVES = "<div class=halves><span class=is-real>real</span><span class=is-dream>imagined</span></div>"

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from wmpo.checkpoint import read_json, write_json
-from wmpo.data.splits import simulator_starts, start_seeds
+from wmpo.data.splits import Split, simulator_starts, start_seeds
 from wmpo.envs.ledger import Ledger
 from wmpo.envs.simulated import Purpose, SimulatedEnv
 from wmpo.evaluation.policy import Outcomes, difference, play_starts

@@ -27,14 +27,14 @@ class WorldModelTraining:
     """Training of the video model."""
 
     fit: FitConfig = field(
-        default_factory=lambda: FitConfig(num_steps=3000, batch_size=16, learning_rate=1e-3, ema=0.995)
+        default_factory=lambda: FitConfig(num_steps=1500, batch_size=16, learning_rate=5e-4, ema=0.995)
     )
     "The training loop."
-    pretrain_share: float = 0.15
+    pretrain_share: float = 0.1
     "Part of the steps that see demonstrations only; the rest sees the policy's episodes too."
-    max_unroll: int = 3
+    max_unroll: int = 4
     "The context of a training clip is imagined for up to this many frames, so that the model meets its own errors."
-    unroll_from: float = 0.4
+    unroll_from: float = 0.3
     "Part of the steps before which contexts are never imagined: early errors teach nothing and cost time."
     context_noise: float = 0.15
     "Noisy-frame conditioning: context latents get noise of up to this many standard deviations."
