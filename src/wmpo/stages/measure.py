@@ -69,7 +69,7 @@ def _play(
     log: StageLog,
     env: SimulatedEnv,
     policy: SmallPolicy,
-    split: Any,
+    split: Split,
     name: str,
     count: int,
     temperature: float,
