@@ -127,6 +127,8 @@ def test_likelihood_agrees_with_torch_distributions(temperature: float) -> None:
     expected = torch.distributions.Categorical(logits=logits / temperature)
     assert torch.allclose(likelihood.log_probs(logits, tokens, temperature), expected.log_prob(tokens), atol=1e-5)
     assert torch.allclose(likelihood.entropy(logits, temperature), expected.entropy(), atol=1e-5)
+    plain = torch.distributions.Categorical(logits=logits)
+    assert torch.allclose(likelihood.log_probs(logits, tokens), plain.log_prob(tokens), atol=1e-5)
     assert likelihood.log_probs(logits.bfloat16(), tokens).dtype == torch.float32
 
 

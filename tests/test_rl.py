@@ -7,13 +7,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from miniatures import decisions, rollouts_of, small_policy
+from miniatures import BanditEnv, decisions, rollouts_of, small_policy, some_starts
 from torch import Tensor
 
 from wmpo import likelihood
 from wmpo.rl.advantage import group_advantages
 from wmpo.rl.grpo import GRPOConfig, GRPOLearner, minibatches
 from wmpo.rl.loss import ClipConfig, PolicyLoss, policy_loss
+from wmpo.rollout.run import run_episodes
 from wmpo.types import Minibatch, Observation
 
 
@@ -181,3 +182,15 @@ def test_a_gradient_that_is_not_finite_stops_the_learner_before_it_harms() -> No
     with pytest.raises(FloatingPointError, match="learning-rate"):
         GRPOLearner(policy, GRPOConfig(), temperature=1.0).step(replace(batch, advantage=torch.full((4,), math.nan)))
     assert torch.equal(policy.head.weight, before)
+
+
+@pytest.mark.usefixtures("float32")
+def test_the_learner_finds_ratio_one_in_episodes_that_were_just_played() -> None:
+    """Sampling and learning share one likelihood, at any temperature and with unequal lengths of episodes."""
+    policy = small_policy(chunk_size=2)
+    rollouts = run_episodes(BanditEnv(0.0, 9.0), policy, some_starts(16), temperature=0.6, seed=0)
+    assert 0 < int(rollouts.success.sum()) < 16
+    (batch,) = minibatches(rollouts, GRPOConfig(num_minibatches=1), seed=0, iteration=0)
+    metrics = GRPOLearner(policy, GRPOConfig(), temperature=0.6).step(batch)
+    assert metrics["clip_fraction"] == 0 and metrics["kl"] == pytest.approx(0, abs=1e-6) and metrics["grad_norm"] > 0
+    assert GRPOLearner(small_policy(chunk_size=2), GRPOConfig(), temperature=1.0).step(batch)["kl"] > 1e-3
