@@ -28,9 +28,9 @@ def between(x0: Float[Tensor, "B *S"], x1: Float[Tensor, "B *S"], time: Float[Te
     return (1 - t) * x0 + t * x1
 
 
-def velocity_target(x0: Float[Tensor, "B *S"], x1: Float[Tensor, "B *S"]) -> Float[Tensor, "B *S"]:
-    """d x_t / dt, the same all along the line."""
-    return x1 - x0
+def velocity(x: Float[Tensor, "B *S"], x1: Float[Tensor, "B *S"], time: Float[Tensor, " B"]) -> Float[Tensor, "B *S"]:
+    """d x_t / dt of the straight line that leads from x_t to x_1; the same all along it."""
+    return (x1 - x) / (1 - time.view(-1, *[1] * (x.dim() - 1)))
 
 
 def logit_normal_time(count: int, generator: torch.Generator) -> Float[Tensor, " count"]:
