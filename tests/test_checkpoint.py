@@ -139,7 +139,9 @@ class Interrupted(Exception):
     pass
 
 
-def train(folder: RunFolder, *, stop_at: int | None = None, ema: float = 0.9) -> dict[str, Tensor]:
+def train(
+    folder: RunFolder, *, stop_at: int | None = None, ema: float = 0.9, check_every: int = 4
+) -> dict[str, Tensor]:
     """Twelve steps of regression with batch statistics, averaged weights and checks; maybe interrupted."""
     module = net()
     data = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
@@ -158,7 +160,7 @@ def train(folder: RunFolder, *, stop_at: int | None = None, ema: float = 0.9) ->
     config = FitConfig(num_steps=12, learning_rate=0.05, ema=ema, checkpoint_seconds=0.0)
     log = StageLog(folder, "toy", quiet=True)
     checkpoint = folder.checkpoint("toy")
-    notes = fit(module, loss, config, checkpoint=checkpoint, log=log, check=check, check_every=4)
+    notes = fit(module, loss, config, checkpoint=checkpoint, log=log, check=check, check_every=check_every)
     seen = torch.tensor([list(pair) for pair in notes["seen"]], dtype=torch.float64)
     return {**module.state_dict(), "checks": seen}
 
@@ -180,6 +182,12 @@ def test_a_training_that_was_stopped_and_resumed_ends_with_the_same_bits(
         assert torch.equal(found[name], expected[name]), name
     metrics = [json.loads(line) for line in (folder.path / "metrics" / "toy.jsonl").read_text().splitlines()]
     assert [row["step"] for row in metrics] == [12], "nothing is logged twice"
+
+
+def test_looking_at_the_averaged_weights_does_not_change_training(tmp_path: Path) -> None:
+    often, once = (train(RunFolder(tmp_path / str(every)), check_every=every) for every in (1, 12))
+    assert often.pop("checks").shape == (12, 2) and once.pop("checks").shape == (1, 2)
+    assert all(torch.equal(often[name], once[name]) for name in once)
 
 
 def test_a_resumed_reward_model_ends_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

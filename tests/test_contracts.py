@@ -98,7 +98,6 @@ def test_the_small_policy_looks_at_the_picture_and_reads_the_instruction() -> No
     assert (logits[0] - logits[1]).abs().max() > 1e-3 and (logits[0] - logits[2]).abs().max() > 1e-3
 
 
-@pytest.mark.xfail(strict=True, reason="TextEncoder.block lets the bytes of a sentence attend to its padding")
 def test_an_instruction_means_the_same_beside_a_longer_one() -> None:
     policy, frame = small_policy(), pictures(1)
     alone = policy(**policy.prepare(Observation(frame=frame, instruction=("open it",))))

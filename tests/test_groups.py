@@ -99,5 +99,19 @@ def test_concatenation_pads_with_nothing_executed() -> None:
     assert joined.tokens.shape[:2] == (3, 3) and joined.instruction == short.instruction + long.instruction
     assert not joined.executed[:2, 1:].any() and torch.equal(joined.executed[2], long.executed[0])
     assert torch.equal(joined.logprob[:2, :1], short.logprob)
+    assert joined.video is None
     with pytest.raises(ValueError, match="no rollouts"):
         concatenate([])
+
+
+def test_concatenated_videos_stand_still_where_they_are_over() -> None:
+    parts = []
+    for count, length in ((2, 3), (1, 5)):
+        rollouts = rollouts_of([False] * count, [0] * count)
+        video = torch.randint(0, 256, (count, length, *rollouts.frame.shape[2:]), dtype=torch.uint8)
+        parts.append(replace(rollouts, video=video))
+    joined = concatenate(parts).video
+    assert joined is not None and parts[0].video is not None and joined.shape[:2] == (3, 5)
+    assert torch.equal(joined[:2, :3], parts[0].video) and torch.equal(joined[2:], parts[1].video)
+    assert (joined[:2, 3:] == parts[0].video[:, -1:]).all()
+    assert concatenate([parts[0], replace(parts[1], video=None)]).video is None

@@ -128,7 +128,6 @@ def test_settings_that_cannot_work_together_are_refused_by_name(path: str, value
         with_leaf(recipe("tiny"), path, value).validate()
 
 
-@pytest.mark.xfail(strict=True, reason="not checked yet")
 @pytest.mark.parametrize(
     ("path", "value"),
     [

@@ -108,6 +108,11 @@ def test_the_threshold_lies_in_the_middle_of_the_gap_that_separates() -> None:
     assert best_threshold([scores], [truth]) == pytest.approx(0.5)
 
 
+def test_of_equally_good_thresholds_the_one_in_the_widest_gap_is_taken() -> None:
+    scores, truth = np.array([-10.0, -9.0, 0.0, 5.0]), np.array([False, True, False, True])  # J = 1/2 in two gaps
+    assert best_threshold([scores], [truth]) == pytest.approx(2.5)
+
+
 def test_the_threshold_serves_all_sets_together() -> None:
     truth = np.array([False, False, True, True])
     real, imagined = np.array([-3.0, -1.0, 2.0, 4.0]), np.array([0.0, 1.0, 1.5, 5.0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -123,18 +124,41 @@ class Experiment:
             raise ValueError(f"collect.num_held_out {held} must be at least 2 and below collect.num_episodes {total}")
         if self.improve.groups.group_size < 2:
             raise ValueError(f"improve.groups.group_size {self.improve.groups.group_size}: siblings need at least 2")
+        widths, grid = self.world_model.channels, self.env.image_size // 4
+        if any(width % 8 for width in widths) or grid % 2 ** (len(widths) - 1):
+            raise ValueError(
+                f"world_model.channels {widths} must be multiples of 8, and few enough to halve {grid} cells "
+                f"{len(widths) - 1} times"
+            )
+        if self.policy.dim % self.policy.num_heads:
+            raise ValueError(f"policy.num_heads {self.policy.num_heads} must divide policy.dim {self.policy.dim}")
         for name, value in flatten(to_json(self)).items():
-            least = _AT_LEAST.get(name.rsplit(".", 1)[-1])
-            if least is not None and value < least:
-                raise ValueError(f"{name} must be at least {least}, not {value}")
+            _check_number(name, value)
 
 
+def _check_number(name: str, value: Any) -> None:
+    """Ranges of settings, by the last part of their names."""
+    last = name.rsplit(".", 1)[-1]
+    least, most = _AT_LEAST.get(last, -math.inf), _AT_MOST.get(last, math.inf)
+    if isinstance(value, tuple) and not value:
+        raise ValueError(f"{name} must not be empty")
+    for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, float) and not math.isfinite(number):
+            raise ValueError(f"{name} must be a finite number, not {number}")
+        if isinstance(number, int | float) and number < least:
+            raise ValueError(f"{name} must be at least {least:g}, not {number}")
+        if isinstance(number, int | float) and number > most:
+            raise ValueError(f"{name} must be at most {most:g}, not {number}")
+
+
+_AT_MOST: dict[str, float] = {"ema": 0.99999, "pretrain_share": 1, "unroll_from": 1, "dropout": 0.99}
 _AT_LEAST: dict[str, float] = {
     "num_episodes": 1, "num_steps": 1, "batch_size": 2, "learning_rate": 1e-12, "max_chunks": 1, "chunk_size": 1,
     "frame_stride": 1, "num_context": 1, "euler_steps": 1, "num_iterations": 1, "num_groups": 1, "max_rounds": 1,
     "num_test": 2, "num_validation": 2, "num_throughput": 1, "num_minibatches": 1, "num_epochs": 1, "micro_batch": 1,
     "every": 1, "check_every": 1, "window": 1, "num_bins": 2, "temperature": 0, "shard": 1, "num_replays": 1,
-    "num_workers": 0, "num_videos": 0,
+    "num_workers": 0, "num_videos": 0, "temperatures": 0, "ema": 0, "channels": 8, "latent_channels": 1, "dim": 4,
+    "depth": 1, "num_heads": 1, "blocks": 1, "condition": 8, "pretrain_share": 0, "unroll_from": 0, "dropout": 0,
 }  # fmt: skip
 
 

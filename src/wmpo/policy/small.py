@@ -62,7 +62,7 @@ class TextEncoder(nn.Module):
     def encode(cls, sentences: tuple[str, ...]) -> Tensor:
         """UTF-8 bytes, cut to MAX_BYTES; a leading space keeps an empty sentence from being all padding."""
         rows = [(b" " + text.encode())[: cls.MAX_BYTES] for text in sentences]
-        out = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+        out = torch.zeros(len(rows), cls.MAX_BYTES, dtype=torch.long)  # so that no sentence depends on its neighbours
         for i, row in enumerate(rows):
             out[i, : len(row)] = torch.frombuffer(bytearray(row), dtype=torch.uint8)
         return out

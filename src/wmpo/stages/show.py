@@ -74,7 +74,7 @@ def _before_after(
 
 
 def _dreams(job: Job, policy: SmallPolicy) -> Index:
-    starts = imagined_starts(job).rows(torch.arange(4))
+    starts = imagined_starts(job).rows(torch.arange(min(4, job.experiment.collect.num_episodes)))
     env = imagined_env(job)
     rollouts = run_episodes(env, policy, starts, temperature=1.0, seed=job.seed, record_video=True)
     assert rollouts.video is not None

@@ -162,7 +162,7 @@ class SmallWorldModel(nn.Module):
     ) -> Float[Tensor, "B C y x"]:
         """The frame that follows the context after ``frame_stride`` (S) actions: x_1, guessed from x_t.
 
-        The network only adds to the last frame. Were it to give the flow's velocity, it would have to measure and remove
+        The network only adds to the last frame. Were it to give the velocity, it would have to measure and remove
         the noise of every cell that stands still, and what it missed would blur the picture a little more each frame.
         """
         span = self.action_high - self.action_low
