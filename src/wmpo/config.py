@@ -80,8 +80,8 @@ class PretrainConfig:
     "Training of the tokenizer."
     world_model: WorldModelTraining = field(
         default_factory=lambda: WorldModelTraining(
-            fit=FitConfig(num_steps=20000, batch_size=16, learning_rate=1e-3, ema=0.998, checkpoint_seconds=120),
-            pretrain_share=1.0, unroll_from=0.75, check_every=5000, patience=10,
+            fit=FitConfig(num_steps=8000, batch_size=16, learning_rate=1.5e-3, ema=0.998, checkpoint_seconds=120),
+            pretrain_share=1.0, unroll_from=0.75, check_every=4000, patience=10,
         )
     )  # fmt: skip
     "Training of the video model."

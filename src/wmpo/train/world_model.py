@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from wmpo.checkpoint import load_into, load_tensors, save_tensors
 from wmpo.data.episode import Episode
 from wmpo.evaluation.world_model import replay_distance
+from wmpo.nn import to_unit
 from wmpo.report.run import StageLog
 from wmpo.rng import keyed, torch_generator
 from wmpo.train.fit import FitConfig, fit
@@ -49,7 +50,8 @@ class LatentClips:
 
     def __init__(self, model: SmallWorldModel, episodes: Sequence[Episode]) -> None:
         self.stride, self.num_context = model.frame_stride, model.config.num_context
-        self.latents = torch.cat([_encode(model, torch.from_numpy(e.frames)) for e in episodes])
+        self.frames = torch.cat([torch.from_numpy(e.frames) for e in episodes])
+        self.latents = torch.cat([model.tokenizer.encode(part) for part in self.frames.split(256)])
         # one action fewer than frames: the missing one is never read, but makes both share an index
         padded = [np.concatenate([e.actions, np.zeros_like(e.actions[:1])]) for e in episodes]
         self.actions = torch.from_numpy(np.concatenate(padded)).float()
@@ -64,8 +66,9 @@ class LatentClips:
 
     def sample(
         self, rng: np.random.Generator, count: int, num_frames: int
-    ) -> tuple[LatentContext, Float[Tensor, "B n S A"], Float[Tensor, "B n C y x"]]:
-        """Contexts, and the actions and latents of the ``num_frames`` (n) frames that follow."""
+    ) -> tuple[LatentContext, Float[Tensor, "B n S A"], Float[Tensor, "B C y x"], Float[Tensor, "B 3 h w"]]:
+        """Contexts, the actions of the ``num_frames`` (n) frames that follow, and the last of these, as latents and as a
+        picture."""
         picked = rng.integers(len(self._time), size=count)
         episode = self._episode[picked]
         latest = np.maximum(0, self._lengths[episode] - num_frames * self.stride)
@@ -75,22 +78,20 @@ class LatentClips:
         offset = self._offsets[episode]
         past = [np.maximum(anchor, time - self.stride * i) for i in reversed(range(self.num_context))]
         steps = time[:, None] + np.arange(num_frames * self.stride)
-        ahead = time[:, None] + self.stride * np.arange(1, num_frames + 1)
         last = self._lengths[episode][:, None]  # shorter episodes wait at their end
         actions = self.actions[torch.from_numpy(offset[:, None] + np.minimum(steps, last - 1))]
-        frames = self.latents[torch.from_numpy(offset[:, None] + np.minimum(ahead, last))]
+        index = {name: torch.from_numpy(offset + at) for name, at in (("now", time), ("first", anchor))}
+        index["next"] = torch.from_numpy(offset + np.minimum(time + self.stride * num_frames, last[:, 0]))
+        device = self.latents.device
         context = LatentContext(
             recent=self.latents[torch.from_numpy(offset[:, None] + np.stack(past, axis=1))],
-            first=self.latents[torch.from_numpy(offset + anchor)],
-            travelled=(self.sums[torch.from_numpy(offset + time)] - self.sums[torch.from_numpy(offset + anchor)]).to(
-                self.latents.device
-            ),
+            last=to_unit(self.frames[index["now"]]).to(device),
+            first=self.latents[index["first"]],
+            first_picture=to_unit(self.frames[index["first"]]).to(device),
+            travelled=(self.sums[index["now"]] - self.sums[index["first"]]).to(device),
         )
-        return context, actions.to(self.latents.device).unflatten(1, (num_frames, self.stride)), frames
-
-
-def _encode(model: SmallWorldModel, frames: Tensor) -> Tensor:
-    return torch.cat([model.tokenizer.encode(part) for part in frames.split(256)])
+        target, picture = self.latents[index["next"]], to_unit(self.frames[index["next"]]).to(device)
+        return context, actions.to(device).unflatten(1, (num_frames, self.stride)), target, picture
 
 
 def train_world_model(
@@ -116,14 +117,16 @@ def train_world_model(
         rng, generator = keyed(seed, "world-model/batch", step), torch_generator(seed, "world-model/noise", step)
         unroll = int(rng.integers(config.max_unroll + 1)) if step >= unroll_from else 0
         clips = first if step < pretrain_steps else both
-        context, actions, frames = clips.sample(rng, config.fit.batch_size, unroll + 1)
+        context, actions, target, picture = clips.sample(rng, config.fit.batch_size, unroll + 1)
         context = _noised(context, config.context_noise, generator)
+
+        def noise() -> Tensor:
+            return torch.randn(target.shape, generator=generator).to(target.device)
+
         for i in range(unroll):
-            noise = torch.randn(frames[:, i].shape, generator=generator).to(frames.device)
-            context = model.imagine_frame(context, actions[:, i], noise)
-        time = flow.logit_normal_time(len(frames), generator).to(frames.device)
-        noise = torch.randn(frames[:, unroll].shape, generator=generator).to(frames.device)
-        return model(context, actions[:, unroll], frames[:, unroll], noise, time).mean()
+            context = model.imagine_frame(context, actions[:, i], noise())
+        time = flow.logit_normal_time(len(target), generator).to(target.device)
+        return model(context, actions[:, unroll], target, picture, noise(), time).mean()
 
     def check(done: int, notes: dict[str, Any]) -> bool:
         distance, tokenizer = replay_distance(model, held_out, chunk_size, seed=seed)
@@ -143,8 +146,10 @@ def train_world_model(
 
 
 def _noised(context: LatentContext, limit: float, generator: torch.Generator) -> LatentContext:
-    """Noisy-frame conditioning (arXiv 2511.09515), with a level drawn per row."""
-    recent = context.recent
-    level = limit * torch.rand(len(recent), 1, 1, 1, 1, generator=generator)
-    noise = torch.randn(recent.shape, generator=generator)
-    return LatentContext(recent + (level * noise).to(recent.device), context.first, context.travelled)
+    """Noisy-frame conditioning (arXiv 2511.09515), with a level drawn per row; a third of it on the picture."""
+    level = limit * torch.rand(len(context.recent), 1, 1, 1, 1, generator=generator)
+    recent = level * torch.randn(context.recent.shape, generator=generator)
+    last = level[:, 0] / 3 * torch.randn(context.last.shape, generator=generator)
+    return replace(
+        context, recent=context.recent + recent.to(context.recent), last=context.last + last.to(context.last)
+    )

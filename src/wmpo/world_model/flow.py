@@ -39,10 +39,14 @@ def logit_normal_time(count: int, generator: torch.Generator) -> Float[Tensor, "
     return torch.where(torch.rand(count, generator=generator) < 0.3, torch.zeros(()), time)
 
 
+def times(num_steps: int, like: Tensor) -> list[Float[Tensor, " B"]]:
+    """The times at which ``num_steps`` equal Euler steps look."""
+    return [torch.full((len(like),), step / num_steps, device=like.device) for step in range(num_steps)]
+
+
 def euler(velocity: Velocity, x0: Float[Tensor, "B *S"], num_steps: int) -> Float[Tensor, "B *S"]:
     """Integrates from t = 0 to 1 in equal steps; exact when the velocity does not depend on time and state."""
     x = x0
-    for step in range(num_steps):
-        time = torch.full((len(x),), step / num_steps, device=x.device)
+    for time in times(num_steps, x0):
         x = x + velocity(x, time) / num_steps
     return x

@@ -1,25 +1,26 @@
 """An action-conditioned video world model for two CPU cores.
 
-The paper's world model is a video transformer (arXiv 2511.09515); on little data and two cores a convolutional U-Net
-over the latents learned faster than a transformer of the same cost, as in DIAMOND (arXiv 2405.12399). Frames are
-imagined one after the other, and every frame's *own* actions modulate its features (frame-level action control). Two
-further clues keep long rollouts from drifting: the episode's first frame, and the sum of all actions since then, which
-says roughly where the hand must be.
+The paper's world model is a video transformer that redraws every frame in latents (arXiv 2511.09515). On little data and two
+cores this one learns faster: a convolutional U-Net, as in DIAMOND (arXiv 2405.12399), that imagines frame after frame. It guesses
+the next latents by a flow, as in the paper, and beside them where the pixels of known frames move; the decoder draws only
+what is new (:mod:`wmpo.world_model.warp`). Every frame's *own* actions modulate its features (frame-level action control). Two
+further clues keep long rollouts from drifting: the episode's first frame, and the sum of all actions since then.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from wmpo.nn import autocast, best_device
+from wmpo.nn import autocast, best_device, to_frames, to_unit
 from wmpo.world_model import flow
 from wmpo.world_model.tokenizer import Tokenizer
+from wmpo.world_model.warp import MOTION_CHANNELS, compose
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ class SmallWorldModelConfig:
     "Context frames (H), the newest last."
     euler_steps: int = 2
     "Sampling steps of a frame."
-    start_noise: float = 0.5
+    start_noise: float = 0.25
     "Noise on the last frame where the flow starts, in latent standard deviations."
     pretrained: str = "metaworld-64"
     "Weights to begin with: a shipped model, a file of ``wmpo pretrain``, or none."
@@ -51,10 +52,13 @@ class SmallWorldModelConfig:
 
 @dataclass(frozen=True, slots=True)
 class LatentContext:
-    """The newest H latent frames, the first one of the episode, and the sum of the actions since then."""
+    """The newest H frames, as latents, and the newest as a picture in [-1, 1]; the first frame of the episode, both ways;
+    and the sum of the actions since then."""
 
     recent: Float[Tensor, "B H C y x"]
+    last: Float[Tensor, "B 3 h w"]
     first: Float[Tensor, "B C y x"]
+    first_picture: Float[Tensor, "B 3 h w"]
     travelled: Float[Tensor, "B A"]
 
 
@@ -139,7 +143,8 @@ class SmallWorldModel(nn.Module):
         self.register_buffer("action_high", action_high.float())
         channels, action_dim, width = tokenizer.config.latent_channels, len(action_low), config.condition
         self.latent_shape = (channels, grid, grid)
-        self.net = UNet(channels * (1 + config.num_context + config.anchor), channels, config, grid)
+        known = channels * (1 + config.num_context + config.anchor)
+        self.net = UNet(known, channels + 16 * MOTION_CHANNELS, config, grid)  # a cell is 4x4 pixels
         self.time = nn.Sequential(nn.Linear(64, width), nn.SiLU(), nn.Linear(width, width))
         clues = action_dim * (config.frame_stride + config.anchor)
         self.action = nn.Sequential(nn.Linear(clues, width), nn.SiLU(), nn.Linear(width, width))
@@ -159,12 +164,9 @@ class SmallWorldModel(nn.Module):
         time: Float[Tensor, " B"],
         context: LatentContext,
         actions: Float[Tensor, "B S A"],
-    ) -> Float[Tensor, "B C y x"]:
-        """The frame that follows the context after ``frame_stride`` (S) actions: x_1, guessed from x_t.
-
-        The network only adds to the last frame. Were it to give the velocity, it would have to measure and remove
-        the noise of every cell that stands still, and what it missed would blur the picture a little more each frame.
-        """
+    ) -> tuple[Float[Tensor, "B C y x"], Float[Tensor, "B 8 h w"]]:
+        """The frame that follows the context after ``frame_stride`` (S) actions: its latents x_1, guessed from x_t, as an
+        addition to the last ones; and the motion that leads to it."""
         span = self.action_high - self.action_low
         clues = (2 * (actions.to(span) - self.action_low) / span - 1).flatten(1)
         known = [x, context.recent.flatten(1, 2)]
@@ -172,36 +174,49 @@ class SmallWorldModel(nn.Module):
             known.append(context.first)
             clues = torch.cat([clues, context.travelled / (4 * span)], dim=1)
         condition = nn.functional.silu(self.action(clues) + self.time(_sinusoid(time)))
-        return context.recent[:, -1] + self.net(torch.cat(known, dim=1), condition)
+        latents, motion = self.net(torch.cat(known, dim=1), condition).tensor_split([self.latent_shape[0]], dim=1)
+        return context.recent[:, -1] + latents, nn.functional.pixel_shuffle(motion, 4)
 
     def forward(
         self,
         context: LatentContext,
         actions: Float[Tensor, "B S A"],
         target: Float[Tensor, "B C y x"],
+        picture: Float[Tensor, "B 3 h w"],
         noise: Float[Tensor, "B C y x"],
         time: Float[Tensor, " B"],
     ) -> Float[Tensor, " B"]:
-        """Flow-matching loss of one frame; cells that move count more, since nearly all of a picture stands still."""
+        """Flow-matching loss of the next latents, and L1 distance of the composed picture; what moves counts more, since
+        nearly all of a picture stands still."""
         last = context.recent[:, -1]
         x0 = flow.begin(last, noise, self.config.start_noise)
-        predicted = self.predict(flow.between(x0, target, time), time, context, actions)
-        motion = (target - last).abs().mean(dim=1, keepdim=True)
-        weight = 1 + 4 * (motion / 0.5).clamp(max=1)
-        return ((predicted - target).square() * weight).flatten(1).mean(dim=1)
+        latents, motion = self.predict(flow.between(x0, target, time), time, context, actions)
+        made = self._compose(context, latents, motion)
+        change = (picture - context.last).abs().amax(dim=1, keepdim=True)
+        weight = 1 + 4 * (change / 0.3).clamp(max=1)
+        moved = 1 + 4 * ((target - last).abs().mean(dim=1, keepdim=True) / 0.5).clamp(max=1)
+        drawn = ((made - picture).abs() * weight).flatten(1).mean(dim=1)
+        return drawn + 0.1 * ((latents - target).square() * moved).flatten(1).mean(dim=1)
+
+    def _compose(self, context: LatentContext, latents: Tensor, motion: Tensor) -> Float[Tensor, "B 3 h w"]:
+        made = self.tokenizer.images(latents)
+        with torch.autocast(latents.device.type, enabled=False):  # positions need more than 8 bits
+            return compose(context.last, context.first_picture, made, motion)
 
     @torch.no_grad()
     def imagine_frame(
         self, context: LatentContext, actions: Float[Tensor, "B S A"], noise: Float[Tensor, "B C y x"]
     ) -> LatentContext:
         """The context one frame later; its newest frame is the imagined one."""
-        x0 = flow.begin(context.recent[:, -1], noise, self.config.start_noise)
-        with autocast(x0.device):
-            latent = flow.euler(
-                lambda x, t: flow.velocity(x, self.predict(x, t, context, actions), t), x0, self.config.euler_steps
-            )
-        recent = torch.cat([context.recent[:, 1:], latent.unsqueeze(1)], dim=1)
-        return LatentContext(recent, context.first, context.travelled + actions.sum(dim=1))
+        x = flow.begin(context.recent[:, -1], noise, self.config.start_noise)
+        with autocast(x.device):
+            for time in flow.times(self.config.euler_steps, x):
+                latents, motion = self.predict(x, time, context, actions)
+                x = x + flow.velocity(x, latents, time) / self.config.euler_steps
+            picture = self._compose(context, x, motion).clamp(-1, 1)
+            seen = self.tokenizer.latents(picture)
+        recent = torch.cat([context.recent[:, 1:], seen.unsqueeze(1)], dim=1)
+        return replace(context, recent=recent, last=picture, travelled=context.travelled + actions.sum(dim=1))
 
     @torch.no_grad()
     def begin(self, frames: UInt8[Tensor, "B H h w 3"]) -> LatentContext:
@@ -209,20 +224,20 @@ class SmallWorldModel(nn.Module):
         missing = self.config.num_context - frames.shape[1]
         if missing > 0:
             frames = torch.cat([frames[:, :1].expand(-1, missing, -1, -1, -1), frames], dim=1)
-        latents = self.tokenizer.encode(frames)
+        latents, last = self.tokenizer.encode(frames), to_unit(frames[:, -1]).to(self.action_low)
         travelled = torch.zeros(len(frames), len(self.action_low), device=latents.device)
-        return LatentContext(latents[:, -self.config.num_context :], latents[:, -1], travelled)
+        return LatentContext(latents[:, -self.config.num_context :], last, latents[:, -1], last, travelled)
 
     def imagine(
         self, context: LatentContext, chunk: Float[Tensor, "B K A"], noise: Float[Tensor, "B F C y x"]
     ) -> tuple[UInt8[Tensor, "B F h w 3"], LatentContext]:
-        """The frames after each ``frame_stride`` actions. The predicted latents are the next context, undecoded."""
+        """The frames after each ``frame_stride`` actions."""
         chunk, noise = chunk.to(context.recent), noise.to(context.recent)
-        latents = []
+        frames = []
         for actions, fresh in zip(chunk.split(self.frame_stride, dim=1), noise.unbind(dim=1), strict=True):
             context = self.imagine_frame(context, actions, fresh)
-            latents.append(context.recent[:, -1])
-        return self.tokenizer.decode(torch.stack(latents, dim=1)), context
+            frames.append(to_frames(context.last))
+        return torch.stack(frames, dim=1).cpu(), context
 
     def reconstruct(self, frames: UInt8[Tensor, "M h w 3"]) -> UInt8[Tensor, "M h w 3"]:
         """Frames as imagination can show them at best."""
@@ -231,7 +246,7 @@ class SmallWorldModel(nn.Module):
     def select(self, context: LatentContext, rows: Int[Tensor, " R"]) -> LatentContext:
         """The context of some rows."""
         rows = rows.to(context.recent.device)
-        return LatentContext(context.recent[rows], context.first[rows], context.travelled[rows])
+        return LatentContext(*(getattr(context, field.name)[rows] for field in fields(context)))
 
 
 def _sinusoid(time: Float[Tensor, " B"], dim: int = 64) -> Float[Tensor, "B dim"]:
