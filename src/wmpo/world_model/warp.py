@@ -1,8 +1,8 @@
 """Motion compensation: most of the next picture is in the last one, only elsewhere.
 
-A network that must redraw a moving arm out of latents spends its training on learning to draw. Saying where every pixel comes from
-is far easier to learn: after the same 100 seconds from scratch the replayed distance was half as large (dev/LOG.md). The idea is
-that of action-conditioned video prediction by moving pixels (arXiv 1605.07157).
+A network that must redraw a moving arm out of latents spends its training on learning to draw. Saying where every pixel
+comes from is far easier to learn: after the same 100 seconds from scratch the replayed distance was half as large
+(dev/LOG.md). The idea is that of action-conditioned video prediction by moving pixels (arXiv 1605.07157).
 """
 
 from __future__ import annotations
