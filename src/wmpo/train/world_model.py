@@ -67,8 +67,8 @@ class LatentClips:
     def sample(
         self, rng: np.random.Generator, count: int, num_frames: int
     ) -> tuple[LatentContext, Float[Tensor, "B n S A"], Float[Tensor, "B C y x"], Float[Tensor, "B 3 h w"]]:
-        """Contexts, the actions of the ``num_frames`` (n) frames that follow, and the last of these, as latents and as a
-        picture."""
+        """Contexts, the actions of the ``num_frames`` (n) frames that follow, and the last of these, as latents and
+        as a picture."""
         picked = rng.integers(len(self._time), size=count)
         episode = self._episode[picked]
         latest = np.maximum(0, self._lengths[episode] - num_frames * self.stride)

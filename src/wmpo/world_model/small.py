@@ -1,10 +1,11 @@
 """An action-conditioned video world model for two CPU cores.
 
-The paper's world model is a video transformer that redraws every frame in latents (arXiv 2511.09515). On little data and
-two cores this one learns faster: a convolutional U-Net, as in DIAMOND (arXiv 2405.12399), that imagines frame after frame.
-It guesses the next latents by a flow, as in the paper, and beside them where the pixels of known frames move; the decoder
-draws only what is new (:mod:`wmpo.world_model.warp`). Every frame's *own* actions modulate its features (frame-level action
-control). Two further clues keep long rollouts from drifting: the episode's first frame, and the sum of all actions since.
+The paper's world model is a video transformer that redraws every frame in latents (arXiv 2511.09515). On little data
+and two cores this one learns faster: a convolutional U-Net, as in DIAMOND (arXiv 2405.12399), that imagines frame after
+frame. It guesses the next latents by a flow, as in the paper, and beside them where the pixels of known frames move; the
+decoder draws only what is new (:mod:`wmpo.world_model.warp`). Every frame's *own* actions modulate its features
+(frame-level action control). Two further clues keep long rollouts from drifting: the episode's first frame, and the sum
+of all actions since then.
 """
 
 from __future__ import annotations
@@ -165,8 +166,8 @@ class SmallWorldModel(nn.Module):
         context: LatentContext,
         actions: Float[Tensor, "B S A"],
     ) -> tuple[Float[Tensor, "B C y x"], Float[Tensor, "B 8 h w"]]:
-        """The frame after ``frame_stride`` (S) more actions: its latents x_1, guessed from x_t as an addition to the last
-        ones, and the motion that leads to it."""
+        """The frame after ``frame_stride`` (S) more actions: its latents x_1, guessed from x_t as an addition to the
+        last ones, and the motion that leads to it."""
         span = self.action_high - self.action_low
         clues = (2 * (actions.to(span) - self.action_low) / span - 1).flatten(1)
         known = [x, context.recent.flatten(1, 2)]
@@ -186,8 +187,8 @@ class SmallWorldModel(nn.Module):
         noise: Float[Tensor, "B C y x"],
         time: Float[Tensor, " B"],
     ) -> Float[Tensor, " B"]:
-        """Flow-matching loss of the next latents, and L1 distance of the composed picture. What moves counts more, since
-        nearly all of a picture stands still."""
+        """Flow-matching loss of the next latents, and L1 distance of the composed picture. What moves counts more,
+        since nearly all of a picture stands still."""
         last = context.recent[:, -1]
         x0 = flow.begin(last, noise, self.config.start_noise)
         latents, motion = self.predict(flow.between(x0, target, time), time, context, actions)
