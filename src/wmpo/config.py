@@ -157,6 +157,7 @@ _AT_LEAST: dict[str, float] = {
     "frame_stride": 1, "num_context": 1, "euler_steps": 1, "num_iterations": 1, "num_groups": 1, "max_rounds": 1,
     "num_test": 2, "num_validation": 2, "num_throughput": 1, "num_minibatches": 1, "num_epochs": 1, "micro_batch": 1,
     "every": 1, "check_every": 1, "window": 1, "num_bins": 2, "temperature": 0, "shard": 1, "num_replays": 1,
+    "warmup_steps": 1,
     "num_workers": 0, "num_videos": 0, "temperatures": 0, "ema": 0, "channels": 8, "latent_channels": 1, "dim": 4,
     "depth": 1, "num_heads": 1, "blocks": 1, "condition": 8, "pretrain_share": 0, "unroll_from": 0, "dropout": 0,
 }  # fmt: skip

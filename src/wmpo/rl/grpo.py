@@ -22,8 +22,10 @@ from wmpo.types import Minibatch, Observation, Rollouts
 class GRPOConfig:
     """Group-relative policy optimisation."""
 
-    learning_rate: float = 1.5e-4
-    "Constant learning rate (AdamW)."
+    learning_rate: float = 1e-4
+    "Learning rate (AdamW), constant after the warm-up."
+    warmup_steps: int = 8
+    "Optimiser steps over which the rate rises: AdamW's first steps have full size however small the gradient is."
     weight_decay: float = 0.0
     "Decoupled weight decay."
     max_grad_norm: float = 1.0
@@ -95,10 +97,17 @@ class GRPOLearner:
         norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
         if not torch.isfinite(norm):
             raise FloatingPointError("the policy's gradient is not finite; lower improve.grpo.learning-rate")
+        for settings in self._optimizer.param_groups:
+            settings["lr"] = self.config.learning_rate * min(1.0, (self._num_steps() + 1) / self.config.warmup_steps)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         clipped, kl, entropy = (sums / max(tokens, 1)).tolist()
         return {"clip_fraction": clipped, "kl": kl, "entropy": entropy, "grad_norm": float(norm)}
+
+    def _num_steps(self) -> int:
+        """Optimiser steps so far; AdamW counts them, so a restored learner knows too."""
+        states = self._optimizer.state.values()
+        return int(next(iter(states))["step"]) if states else 0
 
     def publish(self) -> Mapping[str, Tensor]:
         """The newest weights, for samplers."""

@@ -2,8 +2,8 @@
 
 The paper's world model is a video transformer that redraws every frame in latents (arXiv 2511.09515). On little data
 and two cores this one learns faster: a convolutional U-Net, as in DIAMOND (arXiv 2405.12399), that imagines frame after
-frame. It guesses the next latents by a flow, as in the paper, and beside them where the pixels of known frames move; the
-decoder draws only what is new (:mod:`wmpo.world_model.warp`). Every frame's *own* actions modulate its features
+frame. It guesses the next latents by a flow, as in the paper, and where the pixels of known frames move; the decoder
+draws only what is new (:mod:`wmpo.world_model.warp`). Every frame's *own* actions modulate its features
 (frame-level action control). Two further clues keep long rollouts from drifting: the episode's first frame, and the sum
 of all actions since then.
 """
