@@ -128,13 +128,13 @@ def reward(job: Job) -> None:
     stride, chunk_size = dream.frame_stride, experiment.policy.chunk_size
     learn, held_out = job.collected()
     learn = [*job.demonstrations(), *learn]
-    clips = real_videos(dream, learn, stride)
+    clips = real_videos(learn, stride) + real_videos(learn, stride, dream)
     for i in range(experiment.reward_training.num_replays):
         clips += replayed_videos(learn, replay(dream, learn, chunk_size, seed=job.seed + i), stride)
     job.seed_torch(4)
     net = experiment.reward.build(experiment.env.image_size)
     train_reward(net, clips, experiment.reward_training, seed=job.seed, checkpoint=folder.checkpoint("reward"), log=log)
-    real = real_videos(dream, held_out, stride)
+    real = real_videos(held_out, stride)
     imagined = replayed_videos(held_out, replay(dream, held_out, chunk_size, seed=job.seed), stride)
     measured = calibrate(net, real, imagined)
     models.save_reward(folder, net)

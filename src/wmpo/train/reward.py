@@ -57,9 +57,12 @@ class LabelledVideo:
         return self.solved_at >= 0
 
 
-def real_videos(model: WorldModel, episodes: Sequence[Episode], stride: int) -> list[LabelledVideo]:
-    """Recorded episodes at the world model's frame rate, passed through its tokenizer."""
-    return [LabelledVideo(model.reconstruct(torch.from_numpy(e.frames[::stride])), _frame(e, stride)) for e in episodes]
+def real_videos(episodes: Sequence[Episode], stride: int, model: WorldModel | None = None) -> list[LabelledVideo]:
+    """Recorded episodes at the world model's frame rate, as they are or as its tokenizer shows them."""
+    videos = [torch.from_numpy(e.frames[::stride]) for e in episodes]
+    if model is not None:
+        videos = [model.reconstruct(video) for video in videos]
+    return [LabelledVideo(video, _frame(e, stride)) for e, video in zip(episodes, videos, strict=True)]
 
 
 def replayed_videos(episodes: Sequence[Episode], videos: Sequence[Tensor], stride: int) -> list[LabelledVideo]:
