@@ -57,7 +57,7 @@ def test_a_run_ends_with_results_a_report_and_an_honest_ledger(finished: Path) -
         assert low <= results["difference"][key]["points"] <= high
     rows = [json.loads(line) for line in (finished / "ledger.jsonl").read_text().splitlines()]
     assert results["real_episodes"] == dict(sorted(Counter(row["purpose"] for row in rows).items()))
-    assert results["real_episodes"]["collection"] == 12
+    assert results["real_episodes"]["collection"] == 16
     starts = {p: {row["start"] for row in rows if row["purpose"] == p} for p in results["real_episodes"]}
     learned = starts["demonstrations"] | starts["collection"]
     assert not learned & starts["audit"] and not (learned | starts["audit"] | starts["validation"]) & starts["test"]

@@ -36,16 +36,18 @@ def tiny() -> Experiment:
         demos=DemosConfig(num_episodes=3, noise=0.2),
         policy=SmallPolicyConfig(dim=32, depth=1, num_heads=2, num_bins=11),
         sft=SFTConfig(fit=FitConfig(num_steps=40, batch_size=16, learning_rate=2e-3, checkpoint_seconds=0.0)),
-        collect=CollectConfig(num_episodes=12, num_held_out=6, shard=6),
+        collect=CollectConfig(num_episodes=16, num_held_out=8, shard=8),
         tokenizer=TokenizerConfig(channels=16),
         tokenizer_training=TokenizerTraining(fit=fit),
         world_model=SmallWorldModelConfig(channels=(16, 24), blocks=1, condition=32, pretrained="none"),
-        world_model_training=WorldModelTraining(fit=fit, check_every=6),
+        world_model_training=WorldModelTraining(
+            fit=dataclasses.replace(fit, num_steps=150, learning_rate=3e-3), check_every=75
+        ),
         reward=SmallRewardConfig(channels=8),
-        reward_training=RewardTraining(fit=fit, num_replays=1),
+        reward_training=RewardTraining(fit=dataclasses.replace(fit, num_steps=60, batch_size=16), num_replays=1),
         improve=ImproveConfig(
             num_iterations=2,
-            groups=GroupConfig(num_groups=2, group_size=4),
+            groups=GroupConfig(num_groups=2, group_size=4, dynamic_sampling=False),  # such a dream has few mixed groups
             audit=AuditConfig(every=1, num_episodes=2, max_episodes=4),
         ),
         evaluate=EvaluateConfig(num_test=4, num_validation=2, temperatures=(0.0, 1.0), num_throughput=2, num_videos=1),

@@ -60,7 +60,7 @@ def sample_groups(
     length = torch.cat([r.num_steps for r in played]).float()
     filled = [rollouts for rollouts in kept if len(rollouts)]
     return GroupedRollouts(
-        kept=concatenate(filled) if total else None,
+        kept=concatenate(filled) if filled else None,
         success=float(everything.mean()),
         mean_length=float(length.mean()),
         num_episodes=len(everything),

@@ -96,7 +96,8 @@ def improve(
         log.keep_time()
     if progress.audits:
         _restore_best(learner, progress, checkpoint)
-    return _header(progress) | {"kept_iteration": progress.kept if progress.audits else progress.iteration}
+    ended = {"stopped": progress.stopped or "all iterations done"}
+    return _header(progress) | ended | {"kept_iteration": progress.kept if progress.audits else progress.iteration}
 
 
 def _check(

@@ -28,7 +28,7 @@ class WorldModelTraining:
     """Training of the video model."""
 
     fit: FitConfig = field(
-        default_factory=lambda: FitConfig(num_steps=1500, batch_size=16, learning_rate=5e-4, ema=0.995)
+        default_factory=lambda: FitConfig(num_steps=3000, batch_size=16, learning_rate=1.5e-3, ema=0.995)
     )
     "The training loop."
     pretrain_share: float = 0.1
