@@ -111,7 +111,7 @@ def with_leaf(config: Any, path: str, value: Any) -> Any:
         ("world_model.frame_stride", 3, "world_model.frame_stride 3 must divide policy.chunk_size 4"),
         ("env.image_size", 20, "env.image_size must be a multiple of 16"),
         ("env.task", "drawer-opn-v3", "drawer-open-v3"),
-        ("collect.num_held_out", 12, "collect.num_held_out 12 must be at least 2 and below collect.num_episodes 12"),
+        ("collect.num_held_out", 16, "collect.num_held_out 16 must be at least 2 and below collect.num_episodes 16"),
         ("collect.num_held_out", 1, "collect.num_held_out 1 must be at least 2"),
         ("improve.groups.group_size", 1, "improve.groups.group_size 1: siblings need at least 2"),
         ("sft.fit.num_steps", 0, "sft.fit.num_steps must be at least 1, not 0"),
