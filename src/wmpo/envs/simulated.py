@@ -258,7 +258,7 @@ class _Workers:
     def _receive(self, index: int) -> Any:
         try:
             status, value = self._pipes[index].recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             code = self._processes[index].exitcode
             raise RuntimeError(f"simulator process {index} died (exit code {code}); out of memory?") from None
         if status == "ok":

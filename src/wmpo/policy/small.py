@@ -75,14 +75,15 @@ class SmallPolicy(nn.Module):
         super().__init__()
         if codec.chunk_size != config.chunk_size or codec.num_bins != config.num_bins:
             raise ValueError(f"codec {codec} does not fit policy {config}")
-        dim, grid = config.dim, image_size // 8
+        dim, half, grid = config.dim, config.dim // 2, image_size // 16
         self.config, self.codec, self.image_size = config, codec, image_size
         self.stem = nn.Sequential(
-            nn.PixelUnshuffle(4),
-            nn.Conv2d(48, 64, 3, padding=1),
-            ResidualConv(64),
-            nn.Conv2d(64, dim, 3, stride=2, padding=1),
-            ResidualConv(dim),
+            nn.PixelUnshuffle(4),  # large convolutions at a high resolution would cost more than all the rest
+            nn.Conv2d(48, half, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(half, half, 3, stride=2, padding=1),
+            ResidualConv(half),
+            nn.Conv2d(half, dim, 3, stride=2, padding=1),
             ResidualConv(dim),
         )
         self.position = nn.Parameter(0.02 * torch.randn(grid * grid, dim))

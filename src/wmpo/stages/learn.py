@@ -128,7 +128,9 @@ def reward(job: Job) -> None:
     stride, chunk_size = dream.frame_stride, experiment.policy.chunk_size
     learn, held_out = job.collected()
     learn = [*job.demonstrations(), *learn]
-    clips = real_videos(learn, stride) + real_videos(learn, stride, dream)
+    clips = real_videos(learn, stride, dream)
+    for phase in range(stride):
+        clips += real_videos(learn, stride, phase=phase)
     for i in range(experiment.reward_training.num_replays):
         clips += replayed_videos(learn, replay(dream, learn, chunk_size, seed=job.seed + i), stride)
     job.seed_torch(4)

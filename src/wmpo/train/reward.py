@@ -57,12 +57,17 @@ class LabelledVideo:
         return self.solved_at >= 0
 
 
-def real_videos(episodes: Sequence[Episode], stride: int, model: WorldModel | None = None) -> list[LabelledVideo]:
-    """Recorded episodes at the world model's frame rate, as they are or as its tokenizer shows them."""
-    videos = [torch.from_numpy(e.frames[::stride]) for e in episodes]
+def real_videos(
+    episodes: Sequence[Episode], stride: int, model: WorldModel | None = None, *, phase: int = 0
+) -> list[LabelledVideo]:
+    """Recorded episodes at the world model's frame rate, as they are or as its tokenizer shows them.
+
+    Imagined frames are those of phase 0; the others, which begin ``phase`` actions later, are more to learn from.
+    """
+    videos = [torch.from_numpy(e.frames[phase::stride]) for e in episodes]
     if model is not None:
         videos = [model.reconstruct(video) for video in videos]
-    return [LabelledVideo(video, _frame(e, stride)) for e, video in zip(episodes, videos, strict=True)]
+    return [LabelledVideo(video, _frame(e, stride, phase)) for e, video in zip(episodes, videos, strict=True)]
 
 
 def replayed_videos(episodes: Sequence[Episode], videos: Sequence[Tensor], stride: int) -> list[LabelledVideo]:
@@ -70,8 +75,9 @@ def replayed_videos(episodes: Sequence[Episode], videos: Sequence[Tensor], strid
     return [LabelledVideo(video, _frame(e, stride)) for e, video in zip(episodes, videos, strict=True)]
 
 
-def _frame(episode: Episode, stride: int) -> int:
-    return -(-episode.solved_at // stride) if episode.success else -1
+def _frame(episode: Episode, stride: int, phase: int = 0) -> int:
+    """May lie past the end of the video: then the episode was solved between its last frame and that of phase 0."""
+    return max(0, -(-(episode.solved_at - phase) // stride)) if episode.success else -1
 
 
 class _Clips:
@@ -85,11 +91,9 @@ class _Clips:
                 index = [max(0, f - i) for i in reversed(range(window))]
                 if video.success and f >= video.solved_at:
                     positives.append((v, index))
-                else:
+                elif not video.success or f < video.solved_at - 1:  # the frame before success looks like success
                     negatives.append((v, index))
-                    # the last frames before success, and the end of failures, are what is hard to tell
-                    near = video.solved_at - f <= 3 if video.success else len(video.frames) - f <= 6
-                    weights.append(3.0 if near else 1.0)
+                    weights.append(1.0 if video.success else 2.0)  # what must not be mistaken are the failures
         if not positives or not negatives:
             kind = "succeeded" if not negatives else "failed"
             raise ValueError(f"the success classifier needs successes and failures, but every episode {kind}")

@@ -20,7 +20,7 @@ from wmpo.report.run import StageLog
 from wmpo.rng import keyed, torch_generator
 from wmpo.train.fit import FitConfig, fit
 from wmpo.world_model import flow
-from wmpo.world_model.small import LatentContext, SmallWorldModel
+from wmpo.world_model.small import FrameContext, SmallWorldModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +45,8 @@ class WorldModelTraining:
     "Training stops when this many checks in a row bring no improvement."
 
 
-class LatentClips:
-    """Latent frames and actions of episodes, and windows over them that begin at any step."""
+class FrameClips:
+    """Frames, latents and actions of episodes, and windows over them that begin at any step."""
 
     def __init__(self, model: SmallWorldModel, episodes: Sequence[Episode]) -> None:
         self.stride, self.num_context = model.frame_stride, model.config.num_context
@@ -66,7 +66,7 @@ class LatentClips:
 
     def sample(
         self, rng: np.random.Generator, count: int, num_frames: int
-    ) -> tuple[LatentContext, Float[Tensor, "B n S A"], Float[Tensor, "B C y x"], Float[Tensor, "B 3 h w"]]:
+    ) -> tuple[FrameContext, Float[Tensor, "B n S A"], Float[Tensor, "B C y x"], Float[Tensor, "B 3 h w"]]:
         """Contexts, the actions of the ``num_frames`` (n) frames that follow, and the last of these, as latents and
         as a picture."""
         picked = rng.integers(len(self._time), size=count)
@@ -83,11 +83,10 @@ class LatentClips:
         index = {name: torch.from_numpy(offset + at) for name, at in (("now", time), ("first", anchor))}
         index["next"] = torch.from_numpy(offset + np.minimum(time + self.stride * num_frames, last[:, 0]))
         device = self.latents.device
-        context = LatentContext(
-            recent=self.latents[torch.from_numpy(offset[:, None] + np.stack(past, axis=1))],
-            last=to_unit(self.frames[index["now"]]).to(device),
-            first=self.latents[index["first"]],
-            first_picture=to_unit(self.frames[index["first"]]).to(device),
+        context = FrameContext(
+            recent=to_unit(self.frames[torch.from_numpy(offset[:, None] + np.stack(past, axis=1))]).to(device),
+            latents=self.latents[index["now"]],
+            first=to_unit(self.frames[index["first"]]).to(device),
             travelled=(self.sums[index["now"]] - self.sums[index["first"]]).to(device),
         )
         target, picture = self.latents[index["next"]], to_unit(self.frames[index["next"]]).to(device)
@@ -107,8 +106,8 @@ def train_world_model(
     log: StageLog,
 ) -> dict[str, Any]:
     """Trains in place; returns how it ended: ``{"stopped": ..., "checks": [...]}``."""
-    first = LatentClips(model, demonstrations)
-    both = LatentClips(model, [*demonstrations, *collected]) if collected else first
+    first = FrameClips(model, demonstrations)
+    both = FrameClips(model, [*demonstrations, *collected]) if collected else first
     pretrain_steps = int(config.fit.num_steps * config.pretrain_share)
     unroll_from = int(config.fit.num_steps * config.unroll_from)
     best = checkpoint.with_name(f"{checkpoint.stem}_best.safetensors")
@@ -145,11 +144,12 @@ def train_world_model(
     return notes
 
 
-def _noised(context: LatentContext, limit: float, generator: torch.Generator) -> LatentContext:
-    """Noisy-frame conditioning (arXiv 2511.09515), with a level drawn per row; a third of it on the picture."""
-    level = limit * torch.rand(len(context.recent), 1, 1, 1, 1, generator=generator)
-    recent = level * torch.randn(context.recent.shape, generator=generator)
-    last = level[:, 0] / 3 * torch.randn(context.last.shape, generator=generator)
+def _noised(context: FrameContext, limit: float, generator: torch.Generator) -> FrameContext:
+    """Noisy-frame conditioning (arXiv 2511.09515), with a level drawn per row. Pictures get less of it than latents:
+    in these units their differences are smaller."""
+    level = limit * torch.rand(len(context.recent), 1, 1, 1, generator=generator)
+    latents = level * torch.randn(context.latents.shape, generator=generator)
+    recent = level.unsqueeze(1) / 3 * torch.randn(context.recent.shape, generator=generator)
     return replace(
-        context, recent=context.recent + recent.to(context.recent), last=context.last + last.to(context.last)
+        context, latents=context.latents + latents.to(context.latents), recent=context.recent + recent.to(context.recent)
     )

@@ -28,17 +28,17 @@ from wmpo.world_model.warp import MOTION_CHANNELS, compose
 class SmallWorldModelConfig:
     """Sizes of the small world model and its flow."""
 
-    channels: tuple[int, ...] = (64, 128, 192)
+    channels: tuple[int, ...] = (48, 96, 192)
     "Width of the convolutions at each resolution, the finest first; resolution halves from one to the next."
-    blocks: int = 2
+    blocks: int = 1
     "Residual blocks at each resolution, on the way down and on the way up."
     condition: int = 256
     "Width of the embedding of actions and flow time."
-    frame_stride: int = 2
+    frame_stride: int = 4
     "Actions between imagined frames."
     num_context: int = 2
     "Context frames (H), the newest last."
-    euler_steps: int = 2
+    euler_steps: int = 1
     "Sampling steps of a frame."
     start_noise: float = 0.25
     "Noise on the last frame where the flow starts, in latent standard deviations."
@@ -52,15 +52,22 @@ class SmallWorldModelConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class LatentContext:
-    """The newest H frames as latents, and the newest as a picture in [-1, 1]; the episode's first frame, both ways; and
-    the sum of the actions since then."""
+class FrameContext:
+    """The newest H frames and the episode's first one as pictures in [-1, 1], the newest also as latents, and the sum
+    of the actions since the first."""
 
-    recent: Float[Tensor, "B H C y x"]
-    last: Float[Tensor, "B 3 h w"]
-    first: Float[Tensor, "B C y x"]
-    first_picture: Float[Tensor, "B 3 h w"]
+    recent: Float[Tensor, "B H 3 h w"]
+    latents: Float[Tensor, "B C y x"]
+    first: Float[Tensor, "B 3 h w"]
     travelled: Float[Tensor, "B A"]
+
+    @property
+    def last(self) -> Float[Tensor, "B 3 h w"]:
+        return self.recent[:, -1]
+
+
+CELL = 3 * 4 * 4
+"""Numbers of a picture in one cell of the latents' grid."""
 
 
 class FilmBlock(nn.Module):
@@ -91,7 +98,7 @@ class Level(nn.ModuleList):
 
 
 class UNet(nn.Module):
-    """From known latents [B, C_in, y, x] and a condition to one latent frame [B, C_out, y, x]."""
+    """From what is known [B, C_in, y, x] and a condition [B, condition] to one frame's features [B, C_out, y, x]."""
 
     def __init__(self, known: int, out: int, config: SmallWorldModelConfig, grid: int) -> None:
         super().__init__()
@@ -99,8 +106,10 @@ class UNet(nn.Module):
         if grid % 2 ** (len(widths) - 1):
             raise ValueError(f"a grid of {grid} cells cannot be halved {len(widths) - 1} times")
         pairs = list(pairwise(widths))
-        self.first = nn.Conv2d(known, widths[0], 3, padding=1)
+        self.first = nn.Conv2d(known, widths[0], 1)
         self.position = nn.Parameter(torch.zeros(1, widths[0], grid, grid))  # the camera stands still
+        self.coarse = grid // 2 ** (len(widths) - 1)
+        self.place = nn.Linear(config.condition, widths[-1] * self.coarse**2)  # where actions have led the hand to
 
         def level(width: int) -> Level:
             return Level(FilmBlock(width, config.condition) for _ in range(config.blocks))
@@ -109,7 +118,7 @@ class UNet(nn.Module):
         self.halve = nn.ModuleList(nn.Conv2d(fine, coarse, 3, stride=2, padding=1) for fine, coarse in pairs)
         self.enlarge = nn.ModuleList(nn.Conv2d(coarse, 4 * fine, 1) for fine, coarse in pairs)
         self.up = nn.ModuleList(level(width) for width in widths[:-1])
-        self.last = nn.Conv2d(widths[0], out, 3, padding=1)
+        self.last = nn.Conv2d(widths[0], out, 1)
         for parameter in self.last.parameters():
             nn.init.zeros_(parameter)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub does not know it
@@ -118,6 +127,8 @@ class UNet(nn.Module):
         h = self.first(x.contiguous(memory_format=torch.channels_last)) + self.position
         skips = []
         for i, level in enumerate(self.down):
+            if i == len(self.halve):
+                h = h + self.place(condition).view(len(h), -1, self.coarse, self.coarse)
             h = level(h, condition)
             if i < len(self.halve):
                 skips.append(h)
@@ -144,8 +155,8 @@ class SmallWorldModel(nn.Module):
         self.register_buffer("action_high", action_high.float())
         channels, action_dim, width = tokenizer.config.latent_channels, len(action_low), config.condition
         self.latent_shape = (channels, grid, grid)
-        known = channels * (1 + config.num_context + config.anchor)
-        self.net = UNet(known, channels + 16 * MOTION_CHANNELS, config, grid)  # a cell is 4x4 pixels
+        known = channels + CELL * (config.num_context + config.anchor)
+        self.net = UNet(known, channels + 16 * MOTION_CHANNELS, config, grid)
         self.time = nn.Sequential(nn.Linear(64, width), nn.SiLU(), nn.Linear(width, width))
         clues = action_dim * (config.frame_stride + config.anchor)
         self.action = nn.Sequential(nn.Linear(clues, width), nn.SiLU(), nn.Linear(width, width))
@@ -163,24 +174,25 @@ class SmallWorldModel(nn.Module):
         self,
         x: Float[Tensor, "B C y x"],
         time: Float[Tensor, " B"],
-        context: LatentContext,
+        context: FrameContext,
         actions: Float[Tensor, "B S A"],
     ) -> tuple[Float[Tensor, "B C y x"], Float[Tensor, "B 8 h w"]]:
         """The frame after ``frame_stride`` (S) more actions: its latents x_1, guessed from x_t as an addition to the
         last ones, and the motion that leads to it."""
         span = self.action_high - self.action_low
         clues = (2 * (actions.to(span) - self.action_low) / span - 1).flatten(1)
-        known = [x, context.recent.flatten(1, 2)]
+        pictures = context.recent.flatten(1, 2)
         if self.config.anchor:
-            known.append(context.first)
+            pictures = torch.cat([pictures, context.first], dim=1)
             clues = torch.cat([clues, context.travelled / (4 * span)], dim=1)
         condition = nn.functional.silu(self.action(clues) + self.time(_sinusoid(time)))
-        latents, motion = self.net(torch.cat(known, dim=1), condition).tensor_split([self.latent_shape[0]], dim=1)
-        return context.recent[:, -1] + latents, nn.functional.pixel_shuffle(motion, 4)
+        known = torch.cat([x, nn.functional.pixel_unshuffle(pictures, 4)], dim=1)
+        latents, motion = self.net(known, condition).tensor_split([self.latent_shape[0]], dim=1)
+        return context.latents + latents, nn.functional.pixel_shuffle(motion, 4)
 
     def forward(
         self,
-        context: LatentContext,
+        context: FrameContext,
         actions: Float[Tensor, "B S A"],
         target: Float[Tensor, "B C y x"],
         picture: Float[Tensor, "B 3 h w"],
@@ -189,49 +201,48 @@ class SmallWorldModel(nn.Module):
     ) -> Float[Tensor, " B"]:
         """Flow-matching loss of the next latents, and L1 distance of the composed picture. What moves counts more,
         since nearly all of a picture stands still."""
-        last = context.recent[:, -1]
-        x0 = flow.begin(last, noise, self.config.start_noise)
+        x0 = flow.begin(context.latents, noise, self.config.start_noise)
         latents, motion = self.predict(flow.between(x0, target, time), time, context, actions)
         made = self._compose(context, latents, motion)
         change = (picture - context.last).abs().amax(dim=1, keepdim=True)
         weight = 1 + 4 * (change / 0.3).clamp(max=1)
-        moved = 1 + 4 * ((target - last).abs().mean(dim=1, keepdim=True) / 0.5).clamp(max=1)
+        moved = 1 + 4 * ((target - context.latents).abs().mean(dim=1, keepdim=True) / 0.5).clamp(max=1)
         drawn = ((made - picture).abs() * weight).flatten(1).mean(dim=1)
         return drawn + 0.1 * ((latents - target).square() * moved).flatten(1).mean(dim=1)
 
-    def _compose(self, context: LatentContext, latents: Tensor, motion: Tensor) -> Float[Tensor, "B 3 h w"]:
+    def _compose(self, context: FrameContext, latents: Tensor, motion: Tensor) -> Float[Tensor, "B 3 h w"]:
         made = self.tokenizer.images(latents)
         with torch.autocast(latents.device.type, enabled=False):  # positions need more than 8 bits
-            return compose(context.last, context.first_picture, made, motion)
+            return compose(context.last, context.first, made, motion)
 
     @torch.no_grad()
     def imagine_frame(
-        self, context: LatentContext, actions: Float[Tensor, "B S A"], noise: Float[Tensor, "B C y x"]
-    ) -> LatentContext:
+        self, context: FrameContext, actions: Float[Tensor, "B S A"], noise: Float[Tensor, "B C y x"]
+    ) -> FrameContext:
         """The context one frame later; its newest frame is the imagined one."""
-        x = flow.begin(context.recent[:, -1], noise, self.config.start_noise)
+        x = flow.begin(context.latents, noise, self.config.start_noise)
         with autocast(x.device):
             for time in flow.times(self.config.euler_steps, x):
                 latents, motion = self.predict(x, time, context, actions)
                 x = x + flow.velocity(x, latents, time) / self.config.euler_steps
             picture = self._compose(context, x, motion).clamp(-1, 1)
-            seen = self.tokenizer.latents(picture)
-        recent = torch.cat([context.recent[:, 1:], seen.unsqueeze(1)], dim=1)
-        return replace(context, recent=recent, last=picture, travelled=context.travelled + actions.sum(dim=1))
+            latents = self.tokenizer.latents(picture)
+        recent = torch.cat([context.recent[:, 1:], picture.unsqueeze(1)], dim=1)
+        return replace(context, recent=recent, latents=latents, travelled=context.travelled + actions.sum(dim=1))
 
     @torch.no_grad()
-    def begin(self, frames: UInt8[Tensor, "B H h w 3"]) -> LatentContext:
+    def begin(self, frames: UInt8[Tensor, "B H h w 3"]) -> FrameContext:
         """From recorded frames, the newest last; fewer than ``num_context`` are repeated at the front."""
         missing = self.config.num_context - frames.shape[1]
         if missing > 0:
             frames = torch.cat([frames[:, :1].expand(-1, missing, -1, -1, -1), frames], dim=1)
-        latents, last = self.tokenizer.encode(frames), to_unit(frames[:, -1]).to(self.action_low)
-        travelled = torch.zeros(len(frames), len(self.action_low), device=latents.device)
-        return LatentContext(latents[:, -self.config.num_context :], last, latents[:, -1], last, travelled)
+        recent = to_unit(frames[:, -self.config.num_context :]).to(self.action_low)
+        travelled = recent.new_zeros(len(frames), len(self.action_low))
+        return FrameContext(recent, self.tokenizer.encode(frames[:, -1]), recent[:, -1], travelled)
 
     def imagine(
-        self, context: LatentContext, chunk: Float[Tensor, "B K A"], noise: Float[Tensor, "B F C y x"]
-    ) -> tuple[UInt8[Tensor, "B F h w 3"], LatentContext]:
+        self, context: FrameContext, chunk: Float[Tensor, "B K A"], noise: Float[Tensor, "B F C y x"]
+    ) -> tuple[UInt8[Tensor, "B F h w 3"], FrameContext]:
         """The frames after each ``frame_stride`` actions."""
         chunk, noise = chunk.to(context.recent), noise.to(context.recent)
         frames = []
@@ -244,10 +255,10 @@ class SmallWorldModel(nn.Module):
         """Frames as imagination can show them at best."""
         return self.tokenizer.reconstruct(frames)
 
-    def select(self, context: LatentContext, rows: Int[Tensor, " R"]) -> LatentContext:
+    def select(self, context: FrameContext, rows: Int[Tensor, " R"]) -> FrameContext:
         """The context of some rows."""
         rows = rows.to(context.recent.device)
-        return LatentContext(*(getattr(context, field.name)[rows] for field in fields(context)))
+        return FrameContext(*(getattr(context, field.name)[rows] for field in fields(context)))
 
 
 def _sinusoid(time: Float[Tensor, " B"], dim: int = 64) -> Float[Tensor, "B dim"]:
