@@ -68,6 +68,10 @@ class FrameContext:
 
 CELL = 3 * 4 * 4
 """Numbers of a picture in one cell of the latents' grid."""
+MAPS = 16
+"""Channels of the maps that tell every cell where the actions lead."""
+WAVES = (2.0, 4.0, 8.0, 16.0)
+"""Frequencies at which the sum of the actions is read: a pixel of hand movement is a small part of it."""
 
 
 class FilmBlock(nn.Module):
@@ -106,10 +110,12 @@ class UNet(nn.Module):
         if grid % 2 ** (len(widths) - 1):
             raise ValueError(f"a grid of {grid} cells cannot be halved {len(widths) - 1} times")
         pairs = list(pairwise(widths))
-        self.first = nn.Conv2d(known, widths[0], 1)
+        self.first = nn.Conv2d(known + MAPS, widths[0], 1)
         self.position = nn.Parameter(torch.zeros(1, widths[0], grid, grid))  # the camera stands still
         self.coarse = grid // 2 ** (len(widths) - 1)
-        self.place = nn.Linear(config.condition, widths[-1] * self.coarse**2)  # where actions have led the hand to
+        # Where the actions lead the hand, as maps: modulating features everywhere alike says it poorly.
+        self.place = nn.Linear(config.condition, widths[-1] * self.coarse**2)
+        self.map = nn.Linear(config.condition, MAPS * grid**2)
 
         def level(width: int) -> Level:
             return Level(FilmBlock(width, config.condition) for _ in range(config.blocks))
@@ -124,6 +130,7 @@ class UNet(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub does not know it
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        x = torch.cat([x, self.map(condition).view(len(x), MAPS, *x.shape[-2:])], dim=1)
         h = self.first(x.contiguous(memory_format=torch.channels_last)) + self.position
         skips = []
         for i, level in enumerate(self.down):
@@ -158,7 +165,7 @@ class SmallWorldModel(nn.Module):
         known = channels + CELL * (config.num_context + config.anchor)
         self.net = UNet(known, channels + 16 * MOTION_CHANNELS, config, grid)
         self.time = nn.Sequential(nn.Linear(64, width), nn.SiLU(), nn.Linear(width, width))
-        clues = action_dim * (config.frame_stride + config.anchor)
+        clues = action_dim * (config.frame_stride + config.anchor * (1 + 2 * len(WAVES)))
         self.action = nn.Sequential(nn.Linear(clues, width), nn.SiLU(), nn.Linear(width, width))
 
     def train(self, mode: bool = True) -> SmallWorldModel:
@@ -184,7 +191,9 @@ class SmallWorldModel(nn.Module):
         pictures = context.recent.flatten(1, 2)
         if self.config.anchor:
             pictures = torch.cat([pictures, context.first], dim=1)
-            clues = torch.cat([clues, context.travelled / (4 * span)], dim=1)
+            before, after = (sums / (4 * span) for sums in (context.travelled, context.travelled + actions.sum(dim=1)))
+            waves = [wave(k * after) for k in WAVES for wave in (torch.sin, torch.cos)]
+            clues = torch.cat([clues, before, *waves], dim=1)
         condition = nn.functional.silu(self.action(clues) + self.time(_sinusoid(time)))
         known = torch.cat([x, nn.functional.pixel_unshuffle(pictures, 4)], dim=1)
         latents, motion = self.net(known, condition).tensor_split([self.latent_shape[0]], dim=1)
