@@ -54,7 +54,7 @@ class EvaluateConfig:
     "Test starts; the same for both policies and for every run."
     num_validation: int = 32
     "Validation starts on which each policy's best decoding is chosen."
-    temperatures: tuple[float, ...] = (0.0, 0.5, 1.0)
+    temperatures: tuple[float, ...] = (0.0, 1.0)
     "Decodings to choose from; 0 is greedy."
     num_throughput: int = 64
     "Episodes for the comparison of simulated with imagined speed."
@@ -75,12 +75,12 @@ class PretrainConfig:
     num_steps: int = 40
     "Actions in an episode."
     tokenizer: TokenizerTraining = field(
-        default_factory=lambda: TokenizerTraining(fit=FitConfig(num_steps=3000, batch_size=32, learning_rate=3e-3))
+        default_factory=lambda: TokenizerTraining(fit=FitConfig(num_steps=1500, batch_size=32, learning_rate=3e-3))
     )
     "Training of the tokenizer."
     world_model: WorldModelTraining = field(
         default_factory=lambda: WorldModelTraining(
-            fit=FitConfig(num_steps=8000, batch_size=16, learning_rate=1.5e-3, ema=0.998, checkpoint_seconds=120),
+            fit=FitConfig(num_steps=12000, batch_size=16, learning_rate=1.5e-3, ema=0.998, checkpoint_seconds=120),
             pretrain_share=1.0, unroll_from=0.75, check_every=4000, patience=10,
         )
     )  # fmt: skip

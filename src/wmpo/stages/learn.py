@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -49,31 +48,27 @@ def sft(job: Job) -> None:
 
 
 def tokenizer(job: Job) -> None:
-    """Trains the image tokenizer on the episodes that may be learned from."""
+    """Trains the image tokenizer on the episodes that may be learned from; a pretrained world model brings its own."""
     require(job, "world-model", "demos", "collect")
     log, experiment = job.log("tokenizer"), job.experiment
-    learn, _ = job.collected()
     job.seed_torch(2)
     net = experiment.tokenizer.build()
-    training = experiment.tokenizer_training
     pretrained = pretrained_path(experiment.world_model.pretrained)
-    if pretrained is not None:  # its latents are what the world model knows; only the decoder learns
+    if pretrained is not None:
         net = _new_world_model(job, net, pretrained).tokenizer
-        net.decoder.requires_grad_(True)
-        net.freeze_encoder()
-        fit = replace(training.fit, num_steps=training.align_steps, learning_rate=training.fit.learning_rate / 3)
-        training = replace(training, fit=fit)
-    train_tokenizer(
-        net,
-        [*job.demonstrations(), *learn],
-        training,
-        seed=job.seed,
-        checkpoint=job.folder.checkpoint("tokenizer"),
-        log=log,
-    )
+    else:
+        train_tokenizer(
+            net,
+            [*job.demonstrations(), *job.collected()[0]],
+            experiment.tokenizer_training,
+            seed=job.seed,
+            checkpoint=job.folder.checkpoint("tokenizer"),
+            log=log,
+        )
     models.save_tokenizer(job.folder, net)
     grid, channels = experiment.env.image_size // 4, experiment.tokenizer.latent_channels
-    finish(job, "tokenizer", log, {}, f"frames as {grid}x{grid}x{channels} latents")
+    origin = "" if pretrained is None else f", as pretrained in {pretrained.name}"
+    finish(job, "tokenizer", log, {}, f"frames as {grid}x{grid}x{channels} latents{origin}")
 
 
 def _new_world_model(job: Job, tokenizer: Tokenizer, pretrained: Path | None) -> SmallWorldModel:

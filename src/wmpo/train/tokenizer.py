@@ -25,8 +25,6 @@ class TokenizerTraining:
 
     fit: FitConfig = field(default_factory=lambda: FitConfig(num_steps=1500, batch_size=32, learning_rate=3e-3))
     "The training loop."
-    align_steps: int = 400
-    "Steps of the decoder alone, where the encoder is a pretrained one."
     foreground: float = 8.0
     "Extra weight of pixels that differ from the median picture: hand, objects and markers are few pixels."
 
@@ -40,35 +38,23 @@ def train_tokenizer(
     checkpoint: Path,
     log: StageLog,
 ) -> None:
-    """Minimises a foreground-weighted L1 distance, in place, then fixes the latents' mean and variance.
-
-    A tokenizer whose encoder is frozen keeps its latents: only its decoder learns.
-    """
-    frozen = not any(p.requires_grad for p in tokenizer.encoder.parameters())
+    """Minimises a foreground-weighted L1 distance, in place, then fixes the latents' mean and variance."""
     frames = torch.from_numpy(np.concatenate([episode.frames for episode in episodes]))
     background = to_unit(frames[:: max(1, len(frames) // 200)]).median(dim=0).values
     device = next(tokenizer.parameters()).device
-
-    def encode(images: Tensor) -> Tensor:
-        if not frozen:
-            return tokenizer.latents(images)
-        tokenizer.normalize.eval()
-        with torch.no_grad():
-            return tokenizer.latents(images)
 
     def loss(step: int) -> Tensor:
         index = torch.from_numpy(keyed(seed, "tokenizer/batch", step).integers(len(frames), size=config.fit.batch_size))
         images = to_unit(frames[index])
         weight = foreground_weight(images, background, config.foreground).to(device)
         images = images.to(device)
-        latents = encode(images)
+        latents = tokenizer.latents(images)
         noise = torch.randn(latents.shape, generator=torch_generator(seed, "tokenizer/noise", step))
         decoded = tokenizer.images(latents + tokenizer.config.latent_noise * noise.to(device))
         return (weight * (decoded - images).abs()).mean()
 
     fit(tokenizer, loss, config.fit, checkpoint=checkpoint, log=log)
-    if not frozen:
-        _fix_statistics(tokenizer, frames)
+    _fix_statistics(tokenizer, frames)
 
 
 def foreground_weight(

@@ -28,18 +28,18 @@ class WorldModelTraining:
     """Training of the video model."""
 
     fit: FitConfig = field(
-        default_factory=lambda: FitConfig(num_steps=3000, batch_size=16, learning_rate=1.5e-3, ema=0.995)
+        default_factory=lambda: FitConfig(num_steps=2400, batch_size=16, learning_rate=1e-3, ema=0.995)
     )
     "The training loop."
-    pretrain_share: float = 0.1
+    pretrain_share: float = 0.05
     "Part of the steps that see demonstrations only; the rest sees the policy's episodes too."
-    max_unroll: int = 4
+    max_unroll: int = 3
     "The context of a training clip is imagined for up to this many frames, so that the model meets its own errors."
     unroll_from: float = 0.3
     "Part of the steps before which contexts are never imagined: early errors teach nothing and cost time."
     context_noise: float = 0.15
     "Noisy-frame conditioning: context latents get noise of up to this many standard deviations."
-    check_every: int = 300
+    check_every: int = 600
     "Steps between checks on held-out episodes."
     patience: int = 3
     "Training stops when this many checks in a row bring no improvement."

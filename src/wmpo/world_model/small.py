@@ -42,7 +42,7 @@ class SmallWorldModelConfig:
     "Sampling steps of a frame."
     start_noise: float = 0.25
     "Noise on the last frame where the flow starts, in latent standard deviations."
-    pretrained: str = "none"
+    pretrained: str = "meta-world"
     "Weights to begin with: a shipped model, a file of ``wmpo pretrain``, or none."
     anchor: bool = True
     "Whether the episode's first frame and the sum of the actions since then are part of the context."

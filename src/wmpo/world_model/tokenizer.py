@@ -58,11 +58,6 @@ class Tokenizer(nn.Module):
         self.normalize = nn.BatchNorm2d(z, affine=False, momentum=0.02)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub does not know it
 
-    def freeze_encoder(self) -> None:
-        """What latents mean stays as it is; only the pictures made from them can improve."""
-        self.encoder.requires_grad_(False)
-        self.normalize.momentum = 0.0
-
     def latents(self, images: Float[Tensor, "M 3 h w"]) -> Float[Tensor, "M C y x"]:
         """Differentiable encoding of images in [-1, 1]."""
         return self.normalize(self.encoder(images.contiguous(memory_format=torch.channels_last)).float())
