@@ -37,7 +37,7 @@ class Interrupted(Exception):
 class Auditor:
     """Says what it was told about each iteration, remembers the policies, and may be struck by lightning."""
 
-    def __init__(self, real: dict[int, float], interrupt_at: int = 0, **found: Any) -> None:
+    def __init__(self, real: dict[int, float], interrupt_at: int = -1, **found: Any) -> None:
         self.real, self.interrupt_at, self.found = real, interrupt_at, found
         self.seen: dict[int, Tensor] = {}
 
@@ -59,7 +59,7 @@ def run(
     folder, learner = RunFolder(path), GRPOLearner(policy(), config.grpo, temperature=config.temperature)
     summary = improve(
         LocalSampler(env or BanditEnv(2, 3), policy()), learner, some_starts(8), config, audit,
-        base_success=0.5, seed=0, checkpoint=folder.checkpoint("improve"), log=StageLog(folder, "improve", quiet=True),
+        seed=0, checkpoint=folder.checkpoint("improve"), log=StageLog(folder, "improve", quiet=True),
     )  # fmt: skip
     assert isinstance(learner.policy, TablePolicy)
     return summary, learner.policy.logits.detach()
@@ -76,7 +76,7 @@ def test_imagined_success_rises_and_the_best_audited_policy_is_kept(tmp_path: Pa
     assert [row["iteration"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert rows[-1]["imagined_success"] > rows[0]["imagined_success"] + 0.1
     assert (
-        list(audit.seen) == [2, 4, 6] and summary["kept_iteration"] == 4 and summary["stopped"] == "all iterations done"
+        list(audit.seen) == [0, 2, 4, 6] and summary["kept_iteration"] == 4 and summary["stopped"] == "all iterations done"
     )
     assert torch.equal(logits, audit.seen[4]) and not torch.equal(audit.seen[4], audit.seen[6])
 
@@ -93,7 +93,7 @@ def test_when_already_the_first_audit_is_bad_the_base_policy_stays(tmp_path: Pat
     assert summary["kept_iteration"] == 0 and not logits.any()
 
 
-@pytest.mark.parametrize("interrupt_at", [2, 4, 6])
+@pytest.mark.parametrize("interrupt_at", [0, 2, 4, 6])
 def test_an_improvement_that_was_interrupted_ends_with_the_same_bits(interrupt_at: int, tmp_path: Path) -> None:
     real = {2: 0.5, 4: 0.7, 6: 0.7}
     expected, whole = run(tmp_path / "whole", Auditor(real))
@@ -108,7 +108,7 @@ def test_an_improvement_that_was_interrupted_ends_with_the_same_bits(interrupt_a
 def test_audits_cost_no_more_real_episodes_than_allowed(tmp_path: Path) -> None:
     audit = Auditor({})
     run(tmp_path, audit, config=replace(CONFIG, audit=AuditConfig(every=1, num_episodes=16, max_episodes=40)))
-    assert list(audit.seen) == [1, 2]
+    assert list(audit.seen) == [0, 1]
 
 
 @pytest.mark.parametrize(("low", "high", "rate"), [(9, 10, "0 %"), (-9, 9, "100 %")])

@@ -138,20 +138,20 @@ def audit(real: float, imagined: float = 0.5, j: float = 0.5, n: int = 16) -> Au
 
 
 def test_training_goes_on_while_the_dream_follows_reality() -> None:
-    assert parted(audit(0.5), [], 0.5) == "" and parted(audit(0.9, 0.9), [audit(0.5)], 0.4) == ""
-    assert parted(audit(0.3), [], 0.5) == "", "a loss within two standard errors (25 points of 16) is chance"
+    assert parted(audit(0.5), []) == "" and parted(audit(0.9, 0.9), [audit(0.5)]) == ""
+    assert parted(audit(0.3), [audit(0.5)]) == "", "a loss within two standard errors (25 points of 16) is chance"
 
 
 def test_it_stops_when_real_success_falls_below_the_best_so_far() -> None:
-    assert "fell from 50 to 20 %" in parted(audit(0.2), [], 0.5)
-    assert "fell from 90 to 50 %" in parted(audit(0.5), [audit(0.9), audit(0.8)], 0.3)
-    assert parted(audit(0.3, n=400), [], 0.5) and not parted(audit(0.3, n=16), [], 0.5)
+    assert "fell from 50 to 20 %" in parted(audit(0.2), [audit(0.5)])
+    assert "fell from 90 to 50 %" in parted(audit(0.5), [audit(0.9), audit(0.8)])
+    assert parted(audit(0.3, n=400), [audit(0.5)]) and not parted(audit(0.3, n=16), [audit(0.5)])
 
 
 def test_it_stops_when_the_verdicts_are_no_better_than_chance_and_rosy() -> None:
-    assert "calls 90 % solved where 40 % are" in parted(audit(0.4, imagined=0.9, j=0.0), [], 0.4)
-    assert parted(audit(0.4, imagined=0.9, j=0.1), [], 0.4) == ""
-    assert parted(audit(0.4, imagined=0.2, j=-0.1), [], 0.4) == "", "a gloomy dream is not exploited"
+    assert "calls 90 % solved where 40 % are" in parted(audit(0.4, imagined=0.9, j=0.0), [])
+    assert parted(audit(0.4, imagined=0.9, j=0.1), []) == ""
+    assert parted(audit(0.4, imagined=0.2, j=-0.1), []) == "", "a gloomy dream is not exploited"
 
 
 def test_ties_go_to_the_later_policy() -> None:

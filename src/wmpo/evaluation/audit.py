@@ -69,13 +69,13 @@ def judge(
     )
 
 
-def parted(found: Audit, earlier: Sequence[Audit], base_success: float) -> str:
+def parted(found: Audit, earlier: Sequence[Audit]) -> str:
     """Why training must stop, or nothing.
 
     It stops when real success is lower than the best so far by more than chance allows (two standard errors of
     the audit), or when the dream's verdicts are no better than chance while it is optimistic.
     """
-    best = max([base_success, *(audit.real for audit in earlier)])
+    best = max(audit.real for audit in (found, *earlier))
     spread = math.sqrt(max(best * (1 - best), 0.05) / found.n)
     if found.real < best - 2 * spread:
         return f"real success fell from {100 * best:.0f} to {100 * found.real:.0f} %"

@@ -156,7 +156,6 @@ def improve(job: Job) -> None:
         imagined_starts(job),
         config,
         _auditor(job, dream, real),
-        base_success=folder.summary("collect")["success"],  # type: ignore[index]
         seed=job.seed,
         checkpoint=folder.checkpoint("improve"),
         log=log,

@@ -26,7 +26,7 @@ from wmpo.types import Starts
 class ImproveConfig:
     """GRPO in imagination."""
 
-    num_iterations: int = 16
+    num_iterations: int = 12
     "Iterations of imagine, compare, learn, publish, check."
     temperature: float = 1.0
     "Sampling temperature of imagined episodes."
@@ -61,20 +61,21 @@ def improve(
     config: ImproveConfig,
     audit: AuditPolicy,
     *,
-    base_success: float,
     seed: int,
     checkpoint: Path,
     log: StageLog,
 ) -> dict[str, Any]:
     """Trains the learner's policy in place and leaves the best audited one in it.
 
-    Args:
-        base_success: real success of the base policy at the sampling temperature, as collection measured it.
+    The first audit is of the base policy: later ones, on the same starts, are compared with it.
 
     Raises ValueError when no group is ever mixed: such a dream teaches nothing.
     """
     progress = _restore(learner, checkpoint, log)
     sampler.load(learner.publish())
+    if not progress.audits:
+        _check(progress, audit(learner.policy, 0), learner, checkpoint, log)
+        save_tensors(checkpoint, learner.save(), _header(progress))
     while progress.iteration < config.num_iterations and not progress.stopped:
         iteration = progress.iteration
         episodes = sample_groups(  # imagine
@@ -91,20 +92,17 @@ def improve(
         progress.iteration += 1
         _report(log, progress.iteration, config, episodes, metrics)
         if progress.iteration % config.audit.every == 0 and len(progress.audits) < config.audit.max_audits:  # check
-            _check(progress, audit(learner.policy, progress.iteration), learner, base_success, checkpoint, log)
+            _check(progress, audit(learner.policy, progress.iteration), learner, checkpoint, log)
         save_tensors(checkpoint, learner.save(), _header(progress))
         log.keep_time()
-    if progress.audits:
-        _restore_best(learner, progress, checkpoint)
+    _restore_best(learner, progress, checkpoint)
     ended = {"stopped": progress.stopped or "all iterations done"}
-    return _header(progress) | ended | {"kept_iteration": progress.kept if progress.audits else progress.iteration}
+    return _header(progress) | ended | {"kept_iteration": progress.kept}
 
 
-def _check(
-    progress: _Progress, found: Audit, learner: GRPOLearner, base_success: float, checkpoint: Path, log: StageLog
-) -> None:
+def _check(progress: _Progress, found: Audit, learner: GRPOLearner, checkpoint: Path, log: StageLog) -> None:
     """Keeps the best policy and stops when the dream and reality part."""
-    reason = parted(found, progress.audits, base_success)
+    reason = parted(found, progress.audits)
     if not reason and better(found, progress.audits):
         progress.kept = found.iteration
         save_tensors(_best(checkpoint), learner.publish(), {"iteration": found.iteration})
