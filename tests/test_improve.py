@@ -76,7 +76,9 @@ def test_imagined_success_rises_and_the_best_audited_policy_is_kept(tmp_path: Pa
     assert [row["iteration"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert rows[-1]["imagined_success"] > rows[0]["imagined_success"] + 0.1
     assert (
-        list(audit.seen) == [0, 2, 4, 6] and summary["kept_iteration"] == 4 and summary["stopped"] == "all iterations done"
+        list(audit.seen) == [0, 2, 4, 6]
+        and summary["kept_iteration"] == 4
+        and summary["stopped"] == "all iterations done"
     )
     assert torch.equal(logits, audit.seen[4]) and not torch.equal(audit.seen[4], audit.seen[6])
 

@@ -151,5 +151,7 @@ def _noised(context: FrameContext, limit: float, generator: torch.Generator) -> 
     latents = level * torch.randn(context.latents.shape, generator=generator)
     recent = level.unsqueeze(1) / 3 * torch.randn(context.recent.shape, generator=generator)
     return replace(
-        context, latents=context.latents + latents.to(context.latents), recent=context.recent + recent.to(context.recent)
+        context,
+        latents=context.latents + latents.to(context.latents),
+        recent=context.recent + recent.to(context.recent),
     )
