@@ -38,7 +38,6 @@ class Purpose:
 
 def _serve(pipe: Connection, config: MetaWorldConfig) -> None:
     """The loop of a simulator process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     torch.set_num_threads(1)
     sim: MetaWorldSim | None = None
     states: dict[int, Any] = {}
@@ -226,6 +225,8 @@ class _Workers:
         context = mp.get_context("spawn")
         self._pipes: list[Connection] = []
         self._processes = []
+        # Ctrl-C waits until all have begun, and never reaches them: they inherit the blocked signal.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         for _ in range(count):
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(theirs, config), daemon=True)
@@ -233,6 +234,7 @@ class _Workers:
             theirs.close()
             self._pipes.append(ours)
             self._processes.append(process)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def scatter(self, name: str, rows: dict[int, Any], *args: Any) -> dict[int, Any]:
         """Sends each row to its process, waits for all, and joins the answers."""

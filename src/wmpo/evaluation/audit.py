@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from wmpo.data.episode import Episode
-from wmpo.evaluation.statistics import rates
+from wmpo.evaluation.statistics import rates, wilson
 from wmpo.evaluation.world_model import replay
 from wmpo.protocols import RewardModel, WorldModel
 from wmpo.reward.detector import score_video
@@ -73,13 +73,14 @@ def parted(found: Audit, earlier: Sequence[Audit]) -> str:
     """Why training must stop, or nothing.
 
     It stops when real success is lower than the best so far by more than chance allows (two standard errors of
-    the audit), or when the dream's verdicts are no better than chance while it is optimistic.
+    the audit), or when the dream's verdicts are no better than chance and above the interval of real success.
     """
     best = max(audit.real for audit in (found, *earlier))
     spread = math.sqrt(max(best * (1 - best), 0.05) / found.n)
     if found.real < best - 2 * spread:
         return f"real success fell from {100 * best:.0f} to {100 * found.real:.0f} %"
-    if (found.j is None or found.j <= 0) and found.imagined > found.real + 2 * spread:
+    highest = wilson(round(found.real * found.n), found.n)[1]
+    if (found.j is None or found.j <= 0) and found.imagined > highest:
         return f"imagination calls {100 * found.imagined:.0f} % solved where {100 * found.real:.0f} % are"
     return ""
 
