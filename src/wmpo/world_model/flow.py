@@ -1,8 +1,8 @@
 """Rectified flow from the last known frame to the next one: pure functions.
 
 The paper's flow starts at pure noise (arXiv 2511.09515, section 3). Consecutive frames are nearly equal, so this one
-starts at the last frame plus noise, ``x_0 = last + sigma * noise``: the background is there already and two Euler steps
-are enough.
+starts at the last frame plus noise, ``x_0 = last + sigma * noise``: the background is there already and one or two
+Euler steps are enough.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ and two cores this one learns faster: a convolutional U-Net, as in DIAMOND (arXi
 frame. It guesses the next latents by a flow, as in the paper, and where the pixels of known frames move; the decoder
 draws only what is new (:mod:`wmpo.world_model.warp`). Every frame's *own* actions modulate its features
 (frame-level action control). Two further clues keep long rollouts from drifting: the episode's first frame, and the sum
-of all actions since then.
+of all actions since then, which is where the hand must be; it reaches the network as maps over the picture.
 """
 
 from __future__ import annotations
