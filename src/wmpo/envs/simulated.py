@@ -9,8 +9,10 @@ from __future__ import annotations
 import multiprocessing as mp
 import os
 import signal
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -217,6 +219,27 @@ class SimulatedEnv:
         self.close()
 
 
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits until all processes have begun, and never reaches them: they inherit the blocked signal.
+
+    Blocking alone would not hold it back here: one of torch's threads would take it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread gets signals
+        return
+    pressed: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, handler)
+    if pressed:
+        signal.raise_signal(signal.SIGINT)
+
+
 class _Workers:
     """Simulator processes behind pipes. Rows are dealt out by index, so a row always meets the same simulator."""
 
@@ -225,16 +248,14 @@ class _Workers:
         context = mp.get_context("spawn")
         self._pipes: list[Connection] = []
         self._processes = []
-        # Ctrl-C waits until all have begun, and never reaches them: they inherit the blocked signal.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        for _ in range(count):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, config), daemon=True)
-            process.start()
-            theirs.close()
-            self._pipes.append(ours)
-            self._processes.append(process)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        with _uninterrupted():
+            for _ in range(count):
+                ours, theirs = context.Pipe()
+                process = context.Process(target=_serve, args=(theirs, config), daemon=True)
+                process.start()
+                theirs.close()
+                self._pipes.append(ours)
+                self._processes.append(process)
 
     def scatter(self, name: str, rows: dict[int, Any], *args: Any) -> dict[int, Any]:
         """Sends each row to its process, waits for all, and joins the answers."""
