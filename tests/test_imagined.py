@@ -97,13 +97,12 @@ def test_an_episode_is_the_same_in_any_batch() -> None:
 
 
 def test_the_seed_of_the_noise_and_of_the_tokens_both_matter() -> None:
-    starts = some_starts(COUNT, frames=2)
-    first = play(environment(1e9), record_video=True)
-    assert torch.equal(play(environment(1e9), record_video=True).tokens, first.tokens)
-    dreamt_otherwise = play(environment(1e9, seed=1), record_video=True)
+    starts = some_starts(20 * COUNT, frames=2)  # many: an untrained policy hardly reacts to what it sees
+    first = play(environment(1e9), starts)
+    assert torch.equal(play(environment(1e9), starts).tokens, first.tokens)
+    dreamt_otherwise = play(environment(1e9, seed=1), starts)
     assert torch.equal(dreamt_otherwise.tokens[:, 0], first.tokens[:, 0]), "the first chunk sees the recorded frame"
-    assert dreamt_otherwise.video is not None and first.video is not None
-    assert not torch.equal(dreamt_otherwise.video, first.video)
+    assert not torch.equal(dreamt_otherwise.tokens, first.tokens)
     other = run_episodes(environment(1e9), small_policy(), starts, temperature=1.0, seed=4)
     assert not torch.equal(other.tokens[:, 0], first.tokens[:, 0])
     relabelled = play(environment(1e9), starts.with_ids(starts.episode_id + 50, starts.group))

@@ -133,13 +133,11 @@ class UNet(nn.Module):
         x = torch.cat([x, self.map(condition).view(len(x), MAPS, *x.shape[-2:])], dim=1)
         h = self.first(x.contiguous(memory_format=torch.channels_last)) + self.position
         skips = []
-        for i, level in enumerate(self.down):
-            if i == len(self.halve):
-                h = h + self.place(condition).view(len(h), -1, self.coarse, self.coarse)
-            h = level(h, condition)
-            if i < len(self.halve):
-                skips.append(h)
-                h = self.halve[i](h)
+        for level, halve in zip(self.down, self.halve, strict=False):  # the last level is not halved
+            skips.append(level(h, condition))
+            h = halve(skips[-1])
+        h = h + self.place(condition).view(len(h), -1, self.coarse, self.coarse)
+        h = self.down[-1](h, condition)
         for i in reversed(range(len(self.up))):
             h = nn.functional.pixel_shuffle(self.enlarge[i](h), 2) + skips[i]
             h = self.up[i](h, condition)
@@ -229,15 +227,20 @@ class SmallWorldModel(nn.Module):
         self, context: FrameContext, actions: Float[Tensor, "B S A"], noise: Float[Tensor, "B C y x"]
     ) -> FrameContext:
         """The context one frame later; its newest frame is the imagined one."""
-        x = flow.begin(context.latents, noise, self.config.start_noise)
-        with autocast(x.device):
-            for time in flow.times(self.config.euler_steps, x):
-                latents, motion = self.predict(x, time, context, actions)
-                x = x + flow.velocity(x, latents, time) / self.config.euler_steps
-            picture = self._compose(context, x, motion).clamp(-1, 1)
-            latents = self.tokenizer.latents(picture)
+        motion = torch.empty(0)  # that of the last step is used
+
+        def velocity(x: Tensor, time: Tensor) -> Tensor:
+            nonlocal motion
+            latents, motion = self.predict(x, time, context, actions)
+            return flow.velocity(x, latents, time)
+
+        start = flow.begin(context.latents, noise, self.config.start_noise)
+        with autocast(start.device):
+            latents = flow.euler(velocity, start, self.config.euler_steps)
+            picture = self._compose(context, latents, motion).clamp(-1, 1)
+            seen = self.tokenizer.latents(picture)
         recent = torch.cat([context.recent[:, 1:], picture.unsqueeze(1)], dim=1)
-        return replace(context, recent=recent, latents=latents, travelled=context.travelled + actions.sum(dim=1))
+        return replace(context, recent=recent, latents=seen, travelled=context.travelled + actions.sum(dim=1))
 
     @torch.no_grad()
     def begin(self, frames: UInt8[Tensor, "B H h w 3"]) -> FrameContext:
