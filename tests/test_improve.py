@@ -113,6 +113,12 @@ def test_audits_cost_no_more_real_episodes_than_allowed(tmp_path: Path) -> None:
     assert list(audit.seen) == [0, 1]
 
 
+def test_without_audits_the_last_policy_is_kept(tmp_path: Path) -> None:
+    audit = Auditor({})
+    summary, logits = run(tmp_path, audit, config=replace(CONFIG, audit=AuditConfig(num_episodes=16, max_episodes=0)))
+    assert not audit.seen and summary["kept_iteration"] == CONFIG.num_iterations and logits.any()
+
+
 @pytest.mark.parametrize(("low", "high", "rate"), [(9, 10, "0 %"), (-9, 9, "100 %")])
 def test_a_dream_without_mixed_groups_teaches_nothing_and_says_so(
     low: float, high: float, rate: str, tmp_path: Path

@@ -117,8 +117,6 @@ class Experiment:
         chunk, stride = self.policy.chunk_size, self.world_model.frame_stride
         if chunk % stride:
             raise ValueError(f"world_model.frame_stride {stride} must divide policy.chunk_size {chunk}")
-        if self.env.image_size % 8:
-            raise ValueError(f"env.image_size {self.env.image_size} must be a multiple of 8")
         held, total = self.collect.num_held_out, self.collect.num_episodes
         if not 2 <= held < total:
             raise ValueError(f"collect.num_held_out {held} must be at least 2 and below collect.num_episodes {total}")

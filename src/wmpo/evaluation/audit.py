@@ -24,7 +24,7 @@ class AuditConfig:
     num_episodes: int = 16
     "Real episodes in an audit."
     max_episodes: int = 64
-    "Real episodes in all audits together."
+    "Real episodes in all audits together; 0: no audits."
 
     @property
     def max_audits(self) -> int:

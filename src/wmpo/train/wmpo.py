@@ -67,14 +67,15 @@ def improve(
 ) -> dict[str, Any]:
     """Trains the learner's policy in place and leaves the best audited one in it.
 
-    The first audit is of the base policy: later ones, on the same starts, are compared with it.
+    The first audit is of the base policy: later ones, on the same starts, are compared with it. Without audits
+    (``max_episodes`` below ``num_episodes``) the last policy is kept.
 
     Raises ValueError when no group is ever mixed: such a dream teaches nothing.
     """
     progress = _restore(learner, checkpoint, log)
     sampler.load(learner.publish())
-    if not progress.audits:
-        _check(progress, audit(learner.policy, 0), learner, checkpoint, log)
+    if not progress.audits and _audit_due(progress, config.audit):
+        _check(progress, audit(learner.policy, progress.iteration), learner, checkpoint, log)
         save_tensors(checkpoint, learner.save(), _header(progress))
     while progress.iteration < config.num_iterations and not progress.stopped:
         iteration = progress.iteration
@@ -91,13 +92,18 @@ def improve(
         sampler.load(learner.publish())  # publish
         progress.iteration += 1
         _report(log, progress.iteration, config, episodes, metrics)
-        if progress.iteration % config.audit.every == 0 and len(progress.audits) < config.audit.max_audits:  # check
+        if _audit_due(progress, config.audit):  # check
             _check(progress, audit(learner.policy, progress.iteration), learner, checkpoint, log)
         save_tensors(checkpoint, learner.save(), _header(progress))
         log.keep_time()
-    _restore_best(learner, progress, checkpoint)
+    if progress.audits:
+        _restore_best(learner, progress, checkpoint)
     ended = {"stopped": progress.stopped or "all iterations done"}
-    return _header(progress) | ended | {"kept_iteration": progress.kept}
+    return _header(progress) | ended | {"kept_iteration": progress.kept if progress.audits else progress.iteration}
+
+
+def _audit_due(progress: _Progress, config: AuditConfig) -> bool:
+    return progress.iteration % config.every == 0 and len(progress.audits) < config.max_audits
 
 
 def _check(progress: _Progress, found: Audit, learner: GRPOLearner, checkpoint: Path, log: StageLog) -> None:

@@ -38,7 +38,7 @@ class WorldModelTraining:
     unroll_from: float = 0.3
     "Part of the steps before which contexts are never imagined: early errors teach nothing and cost time."
     context_noise: float = 0.15
-    "Noisy-frame conditioning: context latents get noise of up to this many standard deviations."
+    "Noisy-frame conditioning: context latents get noise of up to this many standard deviations, pictures a third."
     check_every: int = 600
     "Steps between checks on held-out episodes."
     patience: int = 3
