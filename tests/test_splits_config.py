@@ -12,9 +12,11 @@ from typing import Any, get_args
 
 import pytest
 
+from wmpo.checkpoint import load_tensors
 from wmpo.config import Experiment, flatten, from_json, to_json
 from wmpo.data.splits import Split, simulator_starts, start_seeds
 from wmpo.recipes import RECIPES, recipe
+from wmpo.stages.pretrain import check_pretrained, pretrained_path
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 LAST = 99_999
@@ -149,3 +151,29 @@ def test_an_unknown_recipe_names_the_nearest() -> None:
         recipe("quikstart")
     with pytest.raises(ValueError, match="quickstart or tiny"):
         recipe("zzz")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("env.image_size", 96, "env.image_size 64 there, 96 here.*--world-model.pretrained none"),
+        ("env.camera.distance", 0.8, "env.camera"),
+        ("world_model.blocks", 2, "world_model.blocks 1 there, 2 here"),
+        ("tokenizer.channels", 32, "tokenizer.channels 64 there, 32 here"),
+        ("world_model.pretrained", "nothing", "'nothing' is neither a file nor one of meta-world, none"),
+    ],
+)
+def test_pretrained_weights_that_do_not_fit_are_refused_before_anything_is_played(
+    path: str, value: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_pretrained(with_leaf(recipe("quickstart"), path, value))
+
+
+def test_the_shipped_weights_fit_the_quickstart_and_saw_none_of_the_tasks_that_judge() -> None:
+    experiment = recipe("quickstart")
+    check_pretrained(experiment)
+    check_pretrained(with_leaf(experiment, "world_model.euler_steps", 2))
+    path = pretrained_path(experiment.world_model.pretrained)
+    assert path is not None and not set(load_tensors(path)[1]["tasks"]) & set(experiment.pretrain.excluded)
+    assert experiment.env.task in experiment.pretrain.excluded

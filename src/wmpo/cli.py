@@ -114,6 +114,8 @@ def _main(args: list[str]) -> None:
     if command == "report":
         _report(path)
         return
+    if command != "pretrain":
+        pretrain.check_pretrained(settings.experiment)  # at once, not after the episodes are played
     with open_job(path, name, settings.experiment, settings.seed) as job:
         _stages(job, command)
     if command == "run":

@@ -76,7 +76,7 @@ def _new_world_model(job: Job, tokenizer: Tokenizer, pretrained: Path | None) ->
     bounds = -torch.ones(job.action_dim), torch.ones(job.action_dim)
     net = job.experiment.world_model.build(tokenizer, *bounds, job.experiment.env.image_size // 4)
     if pretrained is not None:
-        load_pretrained(pretrained, net, job)
+        load_pretrained(pretrained, net)
     return net
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from wmpo.checkpoint import load_into, load_tensors, save_tensors
+from wmpo.config import Experiment
 from wmpo.data.episode import Episode
 from wmpo.data.lerobot import append_episodes, num_episodes, read_episodes
 from wmpo.data.splits import start_seeds
@@ -105,14 +106,40 @@ def pretrained_path(name: str) -> Path | None:
     return path
 
 
-def load_pretrained(path: Path, net: SmallWorldModel, job: Job) -> None:
-    """Fills in weights, tokenizer included. Raises ValueError when they were made for other pictures or sizes."""
-    tensors, header = load_tensors(path)
-    seen, here = header.get("env", {}), asdict(job.experiment.env)
-    differing = [k for k in ("image_size", "action_repeat", "camera") if _plain(seen.get(k)) != _plain(here[k])]
+def check_pretrained(experiment: Experiment) -> None:
+    """Raises ValueError when the pretrained weights are missing, or were made for other pictures or sizes."""
+    path = pretrained_path(experiment.world_model.pretrained)
+    if path is None:
+        return
+    _, header = load_tensors(path)
+    if header.get("kind") != "world_model" or "env" not in header:
+        raise ValueError(f"{path} was not made by wmpo pretrain; use such a file, or --world-model.pretrained none")
+    wanted = {
+        "env": {k: getattr(experiment.env, k) for k in ("image_size", "action_repeat")}
+        | {"camera": asdict(experiment.env.camera)},
+        "world_model": {k: v for k, v in asdict(experiment.world_model).items() if k not in _FREE},
+        "tokenizer": {k: v for k, v in asdict(experiment.tokenizer).items() if k not in _FREE},
+    }
+    found = {"env": header["env"], "world_model": header["config"], "tokenizer": header["tokenizer"]}
+    differing = [
+        f"{part}.{key} {found[part].get(key)} there, {value} here"
+        for part, settings in wanted.items()
+        for key, value in settings.items()
+        if _plain(found[part].get(key)) != _plain(value)
+    ]
     if differing:
-        shown = ", ".join(f"env.{k} {seen.get(k)} there, {here[k]} here" for k in differing)
-        raise ValueError(f"{path} was pretrained on other pictures ({shown}); use --world-model.pretrained none")
+        raise ValueError(
+            f"{path} was pretrained with other settings ({'; '.join(differing)}); use --world-model.pretrained none"
+        )
+
+
+_FREE = ("pretrained", "euler_steps", "start_noise", "latent_noise")
+"""Settings that change no weight's shape or meaning."""
+
+
+def load_pretrained(path: Path, net: SmallWorldModel) -> None:
+    """Fills in weights, tokenizer included."""
+    tensors, _ = load_tensors(path)
     load_into(net, {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}, path)
 
 
