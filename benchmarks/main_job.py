@@ -1,10 +1,10 @@
 """Runs the main job for several tasks and seeds and keeps what was measured.
 
-    python benchmarks/main_job.py --tasks drawer-open-v3 --seeds 0 1 2
+    python benchmarks/main_job.py --tasks plate-slide-v3 --seeds 0 1 2
     python benchmarks/main_job.py --show
 
-Each run is `wmpo run quickstart` in a folder of its own; finished ones are not run again. Memory is the largest sum of
-proportional resident memory over the processes of the run.
+Each run is `wmpo run quickstart` in a folder of its own, and its figures are a file of results/main_job; finished ones
+are not run again. Memory is the largest sum of proportional resident memory over the processes of the run.
 """
 
 from __future__ import annotations
@@ -93,20 +93,19 @@ def show(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", default=["drawer-open-v3"])
+    parser.add_argument("--tasks", nargs="+", default=["plate-slide-v3"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--show", action="store_true", help="print the table of what is there")
     args, extra = parser.parse_known_args()
-    path = HERE / "results" / "main_job.json"
-    rows = json.loads(path.read_text()) if path.exists() else []
+    results = HERE / "results" / "main_job"
+    results.mkdir(parents=True, exist_ok=True)
     for task in [] if args.show else args.tasks:
         for seed in args.seeds:
-            if any(row["task"] == task and row["seed"] == seed for row in rows):
-                continue
-            rows.append(run(task, seed, args.runs, extra))
-            path.write_text(json.dumps(rows, indent=1) + "\n")
-    print(show(rows))
+            path = results / f"{task}-seed{seed}.json"
+            if not path.exists():
+                path.write_text(json.dumps(run(task, seed, args.runs, extra), indent=1) + "\n")
+    print(show([json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]))
 
 
 if __name__ == "__main__":

@@ -47,7 +47,9 @@ class Auditor:
         assert isinstance(policy, TablePolicy)
         self.seen[iteration] = policy.logits.detach().clone()
         found = {"imagined": 0.5, "j": 0.5, "j_interval": (0.1, 0.9)} | self.found
-        return Audit(iteration=iteration, real=self.real.get(iteration, 0.5), n=16, **found)
+        real = self.real.get(iteration, 0.5)
+        solved = tuple(i < round(16 * real) for i in range(16))
+        return Audit(iteration=iteration, real=real, n=16, solved=solved, **found)
 
 
 def run(
@@ -70,7 +72,7 @@ def metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def test_imagined_success_rises_and_the_best_audited_policy_is_kept(tmp_path: Path) -> None:
-    audit = Auditor({2: 0.5, 4: 0.7, 6: 0.6})
+    audit = Auditor({2: 0.5, 4: 0.75, 6: 0.6})
     summary, logits = run(tmp_path, audit)
     rows = metrics(tmp_path)
     assert [row["iteration"] for row in rows] == [1, 2, 3, 4, 5, 6]
@@ -110,7 +112,7 @@ def test_an_improvement_that_was_interrupted_ends_with_the_same_bits(interrupt_a
 def test_audits_cost_no_more_real_episodes_than_allowed(tmp_path: Path) -> None:
     audit = Auditor({})
     run(tmp_path, audit, config=replace(CONFIG, audit=AuditConfig(every=1, num_episodes=16, max_episodes=40)))
-    assert list(audit.seen) == [0, 1]
+    assert list(audit.seen) == [0, 1, 2], "the base policy's audit costs none"
 
 
 def test_without_audits_the_last_policy_is_kept(tmp_path: Path) -> None:

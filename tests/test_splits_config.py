@@ -15,6 +15,7 @@ import pytest
 from wmpo.checkpoint import load_tensors
 from wmpo.config import Experiment, flatten, from_json, to_json
 from wmpo.data.splits import Split, simulator_starts, start_seeds
+from wmpo.evaluation.audit import AuditConfig
 from wmpo.recipes import RECIPES, recipe
 from wmpo.stages.pretrain import check_pretrained, pretrained_path
 
@@ -28,7 +29,7 @@ def spans(split: Split, seeds: tuple[int, ...] = (0, 1, 98, 99)) -> list[tuple[i
 
 
 def test_no_two_purposes_ever_share_a_start_whatever_the_seeds_of_the_runs() -> None:
-    assert {"demonstrations", "collection", "audit", "validation", "test"} <= set(SPLITS)
+    assert {"demonstrations", "collection", "validation", "test"} <= set(SPLITS)
     for a, b in combinations(SPLITS, 2):
         for (low1, high1), (low2, high2) in ((x, y) for x in spans(a) for y in spans(b)):
             assert high1 < low2 or high2 < low1, (a, b)
@@ -52,7 +53,7 @@ def test_starts_continue_where_an_earlier_request_ended() -> None:
 @pytest.mark.parametrize(("seed", "first", "count"), [(-1, 0, 1), (100, 0, 1), (0, LAST, 2), (0, 0, LAST + 2)])
 def test_asking_for_more_starts_than_there_are_is_refused(seed: int, first: int, count: int) -> None:
     with pytest.raises(ValueError, match=r"--seed must be in 0\.\.99|only 100000 start states"):
-        start_seeds("audit", seed, first, count)
+        start_seeds("collection", seed, first, count)
 
 
 def test_a_start_is_its_own_identity() -> None:
@@ -107,6 +108,12 @@ def with_leaf(config: Any, path: str, value: Any) -> Any:
     return dataclasses.replace(config, **{name: with_leaf(getattr(config, name), rest, value) if rest else value})
 
 
+def test_audits_need_as_many_held_out_episodes() -> None:
+    audit = AuditConfig(num_episodes=9, max_episodes=9)
+    with pytest.raises(ValueError, match="improve.audit.num_episodes 9 must be at most collect.num_held_out 8"):
+        with_leaf(recipe("tiny"), "improve.audit", audit).validate()
+
+
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
@@ -118,6 +125,7 @@ def with_leaf(config: Any, path: str, value: Any) -> Any:
         ("improve.groups.group_size", 1, "improve.groups.group_size 1: siblings need at least 2"),
         ("sft.fit.num_steps", 0, "sft.fit.num_steps must be at least 1, not 0"),
         ("improve.temperature", -0.5, "improve.temperature must be at least 0, not -0.5"),
+        ("improve.temperature", 1.6, "improve.temperature 1.6 must be collect.temperature 1.0"),
         ("policy.num_bins", 1, "policy.num_bins must be at least 2, not 1"),
         ("improve.grpo.micro_batch", 0, "improve.grpo.micro_batch must be at least 1"),
         ("max_chunks", 0, "max_chunks must be at least 1"),

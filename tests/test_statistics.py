@@ -105,36 +105,43 @@ def test_rates_of_one_class_are_not_defined_rather_than_good() -> None:
 
 def test_the_threshold_lies_in_the_middle_of_the_gap_that_separates() -> None:
     scores, truth = np.array([-3.0, -1.0, 2.0, 4.0]), np.array([False, False, True, True])
-    assert best_threshold([scores], [truth]) == pytest.approx(0.5)
+    assert best_threshold(scores, truth) == pytest.approx(0.5)
 
 
 def test_of_equally_good_thresholds_the_one_in_the_widest_gap_is_taken() -> None:
     scores, truth = np.array([-10.0, -9.0, 0.0, 5.0]), np.array([False, True, False, True])  # J = 1/2 in two gaps
-    assert best_threshold([scores], [truth]) == pytest.approx(2.5)
+    assert best_threshold(scores, truth) == pytest.approx(2.5)
 
 
-def test_the_threshold_serves_all_sets_together() -> None:
-    truth = np.array([False, False, True, True])
-    real, imagined = np.array([-3.0, -1.0, 2.0, 4.0]), np.array([0.0, 1.0, 1.5, 5.0])
-    assert best_threshold([real, imagined], [truth, truth]) == pytest.approx(1.25)
+def test_of_thresholds_alike_in_j_the_one_that_calls_as_many_solved_as_are_is_taken() -> None:
+    truth = flags(2, 10)
+    scores = np.array([0.0, 6.0, 4.5, 4.0, 1.0, 0.5, -2.0, -3.0, -4.0, -5.0])
+    assert best_threshold(scores, truth) == pytest.approx(
+        5.25
+    )  # J = 1/2 there, and again below 0 with six called solved
 
 
-def test_the_threshold_has_the_greatest_j_even_when_nothing_separates() -> None:
+def test_the_threshold_has_the_greatest_worth_even_when_nothing_separates() -> None:
     rng = np.random.default_rng(0)
     truth = rng.random(200) < 0.4
     scores = rng.standard_normal(200) + 1.5 * truth
-    found = rates(scores > best_threshold([scores], [truth]), truth).j
-    assert found == pytest.approx(max(rates(scores > t, truth).j for t in np.linspace(-5, 5, 4001)), abs=1e-9)
+
+    def worth(threshold: float) -> float:
+        called = scores > threshold
+        return rates(called, truth).j - abs(called.mean() - truth.mean()) / 2
+
+    assert worth(best_threshold(scores, truth)) == pytest.approx(max(map(worth, np.linspace(-5, 5, 4001))), abs=1e-9)
 
 
 @pytest.mark.parametrize("wins", [0, 5])
 def test_a_threshold_needs_both_kinds(wins: int) -> None:
     with pytest.raises(ValueError, match="successes and failures, but all 5 are of one kind"):
-        best_threshold([np.zeros(5)], [flags(wins, 5)])
+        best_threshold(np.zeros(5), flags(wins, 5))
 
 
 def audit(real: float, imagined: float = 0.5, j: float = 0.5, n: int = 16) -> Audit:
-    return Audit(iteration=4, real=real, imagined=imagined, j=j, j_interval=(0.0, 1.0), n=n)
+    solved = tuple(i < round(real * n) for i in range(n))
+    return Audit(iteration=4, real=real, imagined=imagined, j=j, j_interval=(0.0, 1.0), n=n, solved=solved)
 
 
 def test_training_goes_on_while_the_dream_follows_reality() -> None:
@@ -145,18 +152,28 @@ def test_training_goes_on_while_the_dream_follows_reality() -> None:
 def test_it_stops_when_real_success_falls_below_the_best_so_far() -> None:
     assert "fell from 50 to 20 %" in parted(audit(0.2), [audit(0.5)])
     assert "fell from 90 to 50 %" in parted(audit(0.5), [audit(0.9), audit(0.8)])
-    assert parted(audit(0.3, n=400), [audit(0.5)]) and not parted(audit(0.3, n=16), [audit(0.5)])
+    assert parted(audit(0.3, n=400), [audit(0.5, n=400)]) and not parted(audit(0.3, n=16), [audit(0.5)])
+
+
+def test_what_counts_is_how_many_starts_were_lost_and_won_not_the_rates_alone() -> None:
+    before = replace(audit(0.5), solved=(True, False) * 8)
+    lost_three = replace(audit(5 / 16), solved=(True, False) * 5 + (False, False) * 3)
+    shuffled = replace(audit(5 / 16), solved=(False, True) * 5 + (False, False) * 3)  # won five, lost eight
+    assert better(shuffled, [before]) and not better(lost_three, [before])
 
 
 def test_it_stops_when_the_verdicts_are_no_better_than_chance_and_rosy() -> None:
-    assert "calls 90 % solved where 40 % are" in parted(audit(0.4, imagined=0.9, j=0.0), [])
-    assert parted(audit(0.4, imagined=0.9, j=0.1), []) == ""
-    assert parted(audit(0.4, imagined=0.2, j=-0.1), []) == "", "a gloomy dream is not exploited"
+    base = [audit(0.4)]
+    assert "calls 90 % solved where 40 % are" in parted(audit(0.4, imagined=0.9, j=0.0), base)
+    assert parted(audit(0.4, imagined=0.9, j=0.1), base) == ""
+    assert parted(audit(0.4, imagined=0.2, j=-0.1), base) == "", "a gloomy dream is not exploited"
+    assert parted(audit(0.5, imagined=0.9, j=-0.1), base) == "", "real success rises all the same"
+    assert parted(audit(0.4, imagined=0.9, j=0.0), []) == "", "the base policy has not met the dream yet"
 
 
-def test_ties_go_to_the_later_policy() -> None:
+def test_a_later_policy_is_kept_unless_it_lost_more_than_a_standard_error() -> None:
     assert better(audit(0.5), []) and better(audit(0.5), [audit(0.5)]) and better(audit(0.6), [audit(0.5), audit(0.3)])
-    assert not better(audit(0.5), [audit(0.6), audit(0.3)])
+    assert better(audit(7 / 16), [audit(0.5)]) and not better(audit(0.5), [audit(0.7), audit(0.3)])
 
 
 def test_an_audit_budget_is_never_exceeded() -> None:

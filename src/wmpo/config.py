@@ -26,7 +26,7 @@ from wmpo.world_model.tokenizer import TokenizerConfig
 class DemosConfig:
     """Demonstrations of the scripted expert."""
 
-    num_episodes: int = 4
+    num_episodes: int = 3
     "Successful episodes to record."
     noise: float = 0.3
     "Standard deviation of the noise on the expert's actions."
@@ -114,12 +114,26 @@ class Experiment:
     def validate(self) -> None:
         """Raises ValueError, naming flag and value, for what cannot work together."""
         self.env.validate()
+        for name, value in flatten(to_json(self)).items():
+            _check_number(name, value)
         chunk, stride = self.policy.chunk_size, self.world_model.frame_stride
         if chunk % stride:
             raise ValueError(f"world_model.frame_stride {stride} must divide policy.chunk_size {chunk}")
         held, total = self.collect.num_held_out, self.collect.num_episodes
         if not 2 <= held < total:
             raise ValueError(f"collect.num_held_out {held} must be at least 2 and below collect.num_episodes {total}")
+        audit = self.improve.audit
+        if audit.max_audits and audit.num_episodes > held:
+            raise ValueError(
+                f"improve.audit.num_episodes {audit.num_episodes} must be at most collect.num_held_out {held}: audits "
+                "begin where held-out episodes began"
+            )
+        playing, collecting = self.improve.temperature, self.collect.temperature
+        if audit.max_audits and playing != collecting:
+            raise ValueError(
+                f"improve.temperature {playing} must be collect.temperature {collecting}: audits are compared "
+                "with collected episodes (or switch them off: --improve.audit.max-episodes 0)"
+            )
         if self.improve.groups.group_size < 2:
             raise ValueError(f"improve.groups.group_size {self.improve.groups.group_size}: siblings need at least 2")
         widths, grid = self.world_model.channels, self.env.image_size // 4
@@ -130,8 +144,6 @@ class Experiment:
             )
         if self.policy.dim % self.policy.num_heads:
             raise ValueError(f"policy.num_heads {self.policy.num_heads} must divide policy.dim {self.policy.dim}")
-        for name, value in flatten(to_json(self)).items():
-            _check_number(name, value)
 
 
 def _check_number(name: str, value: Any) -> None:

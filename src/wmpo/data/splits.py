@@ -8,12 +8,11 @@ import torch
 
 from wmpo.types import Starts
 
-Split = Literal["demonstrations", "collection", "audit", "validation", "test", "throughput", "pretraining"]
+Split = Literal["demonstrations", "collection", "validation", "test", "throughput", "pretraining"]
 _BLOCK = 10_000_000
 _FIRST: dict[Split, int] = {
     "demonstrations": 1 * _BLOCK,
     "collection": 2 * _BLOCK,
-    "audit": 3 * _BLOCK,
     "validation": 4 * _BLOCK,
     "test": 5 * _BLOCK,
     "throughput": 6 * _BLOCK,

@@ -38,7 +38,7 @@ class CameraConfig:
 class MetaWorldConfig:
     """A Meta-World task seen through one camera."""
 
-    task: str = "button-press-topdown-v3"
+    task: str = "plate-slide-v3"
     "Name of a Meta-World v3 task."
     image_size: int = 64
     "Height and width of a frame in pixels."

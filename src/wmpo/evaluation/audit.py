@@ -19,15 +19,16 @@ from wmpo.reward.detector import score_video
 class AuditConfig:
     """How often and how dearly real episodes watch the dream."""
 
-    every: int = 4
+    every: int = 6
     "Iterations between audits."
-    num_episodes: int = 16
-    "Real episodes in an audit."
+    num_episodes: int = 32
+    "Real episodes in an audit; they begin where as many held-out episodes of the base policy began."
     max_episodes: int = 64
-    "Real episodes in all audits together; 0: no audits."
+    "Real episodes in all audits together; 0: no audits. The base policy's own were played in collection."
 
     @property
     def max_audits(self) -> int:
+        """Beside that of the base policy."""
         return self.max_episodes // self.num_episodes
 
 
@@ -42,6 +43,8 @@ class Audit:
     "None when all episodes ended alike: then there is nothing to tell apart."
     j_interval: tuple[float, float]
     n: int
+    solved: tuple[bool, ...]
+    "Real outcomes; every audit plays the same starts in the same order."
     verdict: str = ""
 
 
@@ -66,25 +69,41 @@ def judge(
         j=None if math.isnan(found.j) else found.j,
         j_interval=found.j_interval,
         n=len(episodes),
+        solved=tuple(truth.tolist()),
     )
 
 
 def parted(found: Audit, earlier: Sequence[Audit]) -> str:
     """Why training must stop, or nothing.
 
-    It stops when real success is lower than the best so far by more than chance allows (two standard errors of
-    the audit), or when the dream's verdicts are no better than chance and above the interval of real success.
+    It stops when more starts were lost since the best audit than chance allows (two standard errors of the paired
+    difference), or when real success has not risen and the dream's verdicts are no better than chance and above the
+    interval of real success.
     """
-    best = max(audit.real for audit in (found, *earlier))
-    spread = math.sqrt(max(best * (1 - best), 0.05) / found.n)
-    if found.real < best - 2 * spread:
-        return f"real success fell from {100 * best:.0f} to {100 * found.real:.0f} %"
+    if not earlier:
+        return ""
+    best = best_of(earlier)
+    if _loss(best, found) > 2:
+        return f"real success fell from {100 * best.real:.0f} to {100 * found.real:.0f} %"
     highest = wilson(round(found.real * found.n), found.n)[1]
-    if (found.j is None or found.j <= 0) and found.imagined > highest:
+    if (found.j is None or found.j <= 0) and found.imagined > highest and found.real <= earlier[0].real:
         return f"imagination calls {100 * found.imagined:.0f} % solved where {100 * found.real:.0f} % are"
     return ""
 
 
 def better(found: Audit, earlier: Sequence[Audit]) -> bool:
-    """At least as much real success as every earlier audit; ties go to the later policy."""
-    return all(found.real >= audit.real for audit in earlier)
+    """Whether to prefer this policy to all before it. An audit is small, and a policy that trained on in a dream which
+    follows reality is more likely better than worse: it must not have lost more than one standard error."""
+    return not earlier or _loss(best_of(earlier), found) <= 1
+
+
+def best_of(audits: Sequence[Audit]) -> Audit:
+    """The one with the greatest real success, the latest of equals."""
+    return max(audits, key=lambda audit: (audit.real, audit.iteration))
+
+
+def _loss(before: Audit, after: Audit) -> float:
+    """Starts lost less starts won, in standard errors."""
+    lost = sum(a and not b for a, b in zip(before.solved, after.solved, strict=True))
+    won = sum(b and not a for a, b in zip(before.solved, after.solved, strict=True))
+    return (lost - won) / math.sqrt(max(lost + won, 1))

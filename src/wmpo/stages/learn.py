@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from wmpo.data.episode import Episode
-from wmpo.data.splits import start_seeds
 from wmpo.envs.imagined import ImaginedEnv
 from wmpo.envs.simulated import Purpose, SimulatedEnv
 from wmpo.evaluation.audit import Audit, judge
@@ -144,7 +144,7 @@ def reward(job: Job) -> None:
 
 
 def improve(job: Job) -> None:
-    """GRPO on imagined episodes that begin where the collected ones began; audits with real episodes."""
+    """GRPO on imagined episodes that begin where collected ones began; audits with real ones from held-out starts."""
     require(job, "improve", "reward")
     log, experiment, folder = job.log("improve"), job.experiment, job.folder
     config = experiment.improve
@@ -153,7 +153,7 @@ def improve(job: Job) -> None:
     summary = train_in_imagination(
         LocalSampler(dream, models.load_policy(folder, "base")),
         GRPOLearner(policy, config.grpo, temperature=config.temperature),
-        imagined_starts(job),
+        imagined_starts(job.collected()[0]),
         config,
         _auditor(job, dream, real),
         seed=job.seed,
@@ -177,10 +177,8 @@ def imagined_env(job: Job) -> ImaginedEnv:
     )
 
 
-def imagined_starts(job: Job) -> Starts:
-    """The first frames of the P collected episodes: the only real frames that GRPO sees."""
-    learn, held_out = job.collected()
-    episodes: list[Episode] = [*learn, *held_out]
+def imagined_starts(episodes: Sequence[Episode]) -> Starts:
+    """The first frames of real episodes: the only real frames that GRPO sees."""
     ids = torch.tensor([episode.start for episode in episodes])
     return Starts(
         instruction=tuple(episode.instruction for episode in episodes),
@@ -192,12 +190,16 @@ def imagined_starts(job: Job) -> Starts:
 
 
 def _auditor(job: Job, dream: ImaginedEnv, real: SimulatedEnv) -> AuditPolicy:
+    """The base policy's audit are held-out episodes of the P; every other policy plays from the same starts."""
     config = job.experiment.improve
-    seeds = start_seeds("audit", job.seed, 0, config.audit.num_episodes)
+    held_out = job.collected()[1][: config.audit.num_episodes]
 
     def audit(policy: Policy, iteration: int) -> Audit:
-        real.purpose = Purpose("audit", f"iteration {iteration}", config.temperature, job.seed)
-        episodes = play(real, policy, seeds, job, temperature=config.temperature, policy_name=real.purpose.policy)
+        episodes = held_out
+        if iteration > 0:
+            real.purpose = Purpose("audit", f"iteration {iteration}", config.temperature, job.seed)
+            starts = [episode.start for episode in held_out]
+            episodes = play(real, policy, starts, job, temperature=config.temperature, policy_name=real.purpose.policy)
         return judge(
             episodes, dream.world_model, dream.reward_model,
             chunk_size=dream.chunk_size, seed=job.seed, iteration=iteration,

@@ -103,10 +103,9 @@ def _compare(job: Job, outcomes: dict[str, dict[str, Outcomes]]) -> dict[str, An
 
 def _imagined_success(job: Job, policy: SmallPolicy) -> float:
     """Over the start states of the collected episodes, sampled: to be compared with what collection measured."""
-    config = job.experiment.improve
-    rollouts = run_episodes(
-        imagined_env(job), policy, imagined_starts(job), temperature=config.temperature, seed=job.seed
-    )
+    config, (learn, held_out) = job.experiment.improve, job.collected()
+    starts = imagined_starts([*learn, *held_out])
+    rollouts = run_episodes(imagined_env(job), policy, starts, temperature=config.temperature, seed=job.seed)
     return float(rollouts.success.float().mean())
 
 
@@ -114,7 +113,7 @@ def _throughput(job: Job, policy: SmallPolicy, env: SimulatedEnv) -> dict[str, A
     """Environment steps per second of simulation and imagination with the same frames, policy and cores; and the world
     model by itself."""
     config, stride = job.experiment.evaluate, job.experiment.world_model.frame_stride
-    dream, pool = imagined_env(job), imagined_starts(job)
+    dream, pool = imagined_env(job), imagined_starts(job.collected()[0])
     rows = torch.arange(config.num_throughput) % len(pool)
     starts = pool.rows(rows).with_ids(torch.arange(len(rows)), torch.arange(len(rows)))
     seeds = start_seeds("throughput", job.seed, 0, config.num_throughput)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 
 from wmpo.checkpoint import write_json
 from wmpo.data.episode import Episode
@@ -74,7 +73,7 @@ def _before_after(
 
 
 def _dreams(job: Job, policy: SmallPolicy) -> Index:
-    starts = imagined_starts(job).rows(torch.arange(min(4, job.experiment.collect.num_episodes)))
+    starts = imagined_starts(job.collected()[0][:4])
     env = imagined_env(job)
     rollouts = run_episodes(env, policy, starts, temperature=1.0, seed=job.seed, record_video=True)
     assert rollouts.video is not None

@@ -142,20 +142,24 @@ def peaks(model: RewardModel, videos: Sequence[LabelledVideo]) -> Float[np.ndarr
 
 
 def calibrate(model: SmallReward, real: Sequence[LabelledVideo], imagined: Sequence[LabelledVideo]) -> dict[str, Any]:
-    """Sets the threshold for the greatest J on held-out episodes, real and replayed together, and measures both.
+    """Chooses a threshold for real videos and one for imagined ones on held-out episodes, and measures both.
 
-    The figures are cross-fitted: each half of the episodes is judged at the threshold that the other half chose.
+    Imagination is blurred, so the same logit means less there; its threshold stays with the model. The figures are
+    cross-fitted: each half of the episodes is judged at the threshold that the other half chose.
     """
     truth = np.array([video.success for video in real])
-    scores = {"real": peaks(model, real), "imagined": peaks(model, imagined)}
-    model.threshold = best_threshold(list(scores.values()), [truth, truth])
     half = _stratified_halves(truth)
-    measured: dict[str, Any] = {"threshold": model.threshold}
-    for name, score in scores.items():
+    measured: dict[str, Any] = {}
+    for name, videos in (("real", real), ("imagined", imagined)):
+        score = peaks(model, videos)
+        threshold = best_threshold(score, truth)
         predicted = np.zeros(len(truth), dtype=bool)
         for part in (half, ~half):
-            predicted[part] = score[part] > _chosen_on(scores, truth, ~part, model.threshold)
-        measured[name] = asdict(rates(predicted, truth)) | _curves(score, truth)
+            other = truth[~part]
+            mixed = other.any() and not other.all()
+            predicted[part] = score[part] > (best_threshold(score[~part], other) if mixed else threshold)
+        measured[name] = {"threshold": threshold} | asdict(rates(predicted, truth)) | _curves(score, truth)
+    model.threshold = measured["threshold"] = measured["imagined"]["threshold"]
     return measured
 
 
@@ -164,12 +168,6 @@ def _stratified_halves(truth: Bool[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
     for value in (True, False):
         half[np.flatnonzero(truth == value)[::2]] = True
     return half
-
-
-def _chosen_on(scores: dict[str, np.ndarray], truth: np.ndarray, part: np.ndarray, fallback: float) -> float:
-    if truth[part].all() or not truth[part].any():
-        return fallback
-    return best_threshold([score[part] for score in scores.values()], [truth[part]] * len(scores))
 
 
 def _curves(score: Float[np.ndarray, " n"], truth: Bool[np.ndarray, " n"]) -> dict[str, Any]:

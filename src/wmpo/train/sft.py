@@ -23,7 +23,7 @@ from wmpo.types import Observation
 class SFTConfig:
     """Cloning of demonstrations."""
 
-    fit: FitConfig = field(default_factory=lambda: FitConfig(num_steps=600, batch_size=32, learning_rate=6e-4))
+    fit: FitConfig = field(default_factory=lambda: FitConfig(num_steps=500, batch_size=32, learning_rate=6e-4))
     "The training loop."
     max_shift: int = 3
     "Pictures are moved at random by up to this many pixels."

@@ -103,7 +103,9 @@ def improve(
 
 
 def _audit_due(progress: _Progress, config: AuditConfig) -> bool:
-    return progress.iteration % config.every == 0 and len(progress.audits) < config.max_audits
+    """The first one is of the base policy and costs no episode."""
+    allowed = config.max_audits + 1 if config.max_audits else 0
+    return progress.iteration % config.every == 0 and len(progress.audits) < allowed
 
 
 def _check(progress: _Progress, found: Audit, learner: GRPOLearner, checkpoint: Path, log: StageLog) -> None:
@@ -166,7 +168,9 @@ def _restore(learner: GRPOLearner, checkpoint: Path, log: StageLog) -> _Progress
     tensors, header = load_tensors(checkpoint)
     learner.restore(tensors)
     log.resume("iteration", header["iteration"] + 1)
-    audits = [Audit(**audit | {"j_interval": tuple(audit["j_interval"])}) for audit in header["audits"]]
+    audits = [
+        Audit(**audit | {key: tuple(audit[key]) for key in ("j_interval", "solved")}) for audit in header["audits"]
+    ]
     return _Progress(header["iteration"], header["kept"], audits, header["stopped"])
 
 
