@@ -110,7 +110,7 @@ def with_leaf(config: Any, path: str, value: Any) -> Any:
 
 def test_audits_need_as_many_held_out_episodes() -> None:
     audit = AuditConfig(num_episodes=9, max_episodes=9)
-    with pytest.raises(ValueError, match="improve.audit.num_episodes 9 must be at most collect.num_held_out 8"):
+    with pytest.raises(ValueError, match=r"improve\.audit\.num_episodes 9 must be at most collect\.num_held_out 8"):
         with_leaf(recipe("tiny"), "improve.audit", audit).validate()
 
 
