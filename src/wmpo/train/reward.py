@@ -144,30 +144,25 @@ def peaks(model: RewardModel, videos: Sequence[LabelledVideo]) -> Float[np.ndarr
 def calibrate(model: SmallReward, real: Sequence[LabelledVideo], imagined: Sequence[LabelledVideo]) -> dict[str, Any]:
     """Chooses a threshold for real videos and one for imagined ones on held-out episodes, and measures both.
 
-    Imagination is blurred, so the same logit means less there; its threshold stays with the model. The figures are
-    cross-fitted: each half of the episodes is judged at the threshold that the other half chose.
+    Imagination is blurred, so the same logit means less there; its threshold stays with the model. In the figures each
+    episode is judged at the threshold that the others chose.
     """
     truth = np.array([video.success for video in real])
-    half = _stratified_halves(truth)
     measured: dict[str, Any] = {}
     for name, videos in (("real", real), ("imagined", imagined)):
         score = peaks(model, videos)
         threshold = best_threshold(score, truth)
-        predicted = np.zeros(len(truth), dtype=bool)
-        for part in (half, ~half):
-            other = truth[~part]
-            mixed = other.any() and not other.all()
-            predicted[part] = score[part] > (best_threshold(score[~part], other) if mixed else threshold)
+        predicted = np.array([score[i] > _without(i, score, truth, threshold) for i in range(len(truth))])
         measured[name] = {"threshold": threshold} | asdict(rates(predicted, truth)) | _curves(score, truth)
     model.threshold = measured["threshold"] = measured["imagined"]["threshold"]
     return measured
 
 
-def _stratified_halves(truth: Bool[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
-    half = np.zeros(len(truth), dtype=bool)
-    for value in (True, False):
-        half[np.flatnonzero(truth == value)[::2]] = True
-    return half
+def _without(i: int, score: Float[np.ndarray, " n"], truth: Bool[np.ndarray, " n"], fallback: float) -> float:
+    """The threshold that all other episodes choose; the fallback if these ended alike."""
+    others = np.arange(len(truth)) != i
+    alike = truth[others].all() or not truth[others].any()
+    return fallback if alike else best_threshold(score[others], truth[others])
 
 
 def _curves(score: Float[np.ndarray, " n"], truth: Bool[np.ndarray, " n"]) -> dict[str, Any]:
