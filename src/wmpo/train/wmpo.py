@@ -111,10 +111,12 @@ def _audit_due(progress: _Progress, config: AuditConfig) -> bool:
 def _check(progress: _Progress, found: Audit, learner: GRPOLearner, checkpoint: Path, log: StageLog) -> None:
     """Keeps the best policy and stops when the dream and reality part."""
     reason = parted(found, progress.audits)
+    verdict = reason or "solves fewer of the starts than before, but that may be chance: not preferred"
     if not reason and better(found, progress.audits):
+        verdict = "as good as before or better: preferred" if progress.audits else "the base policy"
         progress.kept = found.iteration
         save_tensors(_best(checkpoint), learner.publish(), {"iteration": found.iteration})
-    progress.audits.append(replace(found, verdict=reason or "the dream still follows reality"))
+    progress.audits.append(replace(found, verdict=verdict))
     progress.stopped = reason
     j = "undefined" if found.j is None else f"{found.j:+.2f}"
     log.note(
