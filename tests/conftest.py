@@ -1,4 +1,4 @@
-"""Set before anything else: off-screen rendering, two threads, and shape checks at every border of the package."""
+"""Set before anything else: off-screen rendering, one thread, and shape checks at every border of the package."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import typing
 from pathlib import Path
 
 os.environ.setdefault("MUJOCO_GL", "egl")
+os.environ["OMP_NUM_THREADS"] = "1"  # of programs that tests start
 
 import jaxtyping
 import pytest
@@ -22,7 +23,7 @@ checked = [
     f"wmpo.{path.stem}" for path in package.iterdir() if path.stem not in ("__init__", "__pycache__", *UNCHECKED)
 ]
 jaxtyping.install_import_hook(checked, "shape_checks.checked")
-torch.set_num_threads(min(2, torch.get_num_threads()))  # OMP_NUM_THREADS=1 beside other work
+torch.set_num_threads(1)  # two processes of one thread each do more than one of two
 
 
 @pytest.fixture

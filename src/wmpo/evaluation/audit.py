@@ -19,7 +19,7 @@ from wmpo.reward.detector import score_video
 class AuditConfig:
     """How often and how dearly real episodes watch the dream."""
 
-    every: int = 3
+    every: int = 6
     "Iterations between audits."
     num_episodes: int = 32
     "Real episodes in an audit; they begin where as many held-out episodes of the base policy began."

@@ -26,7 +26,7 @@ from wmpo.types import Starts
 class ImproveConfig:
     """GRPO in imagination."""
 
-    num_iterations: int = 6
+    num_iterations: int = 12
     "Iterations of imagine, compare, learn, publish, check."
     temperature: float = 1.0
     "Sampling temperature of imagined episodes."
