@@ -80,13 +80,12 @@ def parted(found: Audit, earlier: Sequence[Audit]) -> str:
     difference), or when real success has not risen and the dream's verdicts are no better than chance and above the
     interval of real success.
     """
-    if not earlier:
-        return ""
-    best = best_of(earlier)
+    best = _best([found, *earlier])
     if _loss(best, found) > 2:
         return f"real success fell from {100 * best.real:.0f} to {100 * found.real:.0f} %"
     highest = wilson(round(found.real * found.n), found.n)[1]
-    if (found.j is None or found.j <= 0) and found.imagined > highest and found.real <= earlier[0].real:
+    risen = len(earlier) > 0 and found.real > earlier[0].real
+    if (found.j is None or found.j <= 0) and found.imagined > highest and not risen:
         return f"imagination calls {100 * found.imagined:.0f} % solved where {100 * found.real:.0f} % are"
     return ""
 
@@ -94,10 +93,10 @@ def parted(found: Audit, earlier: Sequence[Audit]) -> str:
 def better(found: Audit, earlier: Sequence[Audit]) -> bool:
     """Whether to prefer this policy to all before it. An audit is small, and a policy that trained on in a dream which
     follows reality is more likely better than worse: it must not have lost more than one standard error."""
-    return not earlier or _loss(best_of(earlier), found) <= 1
+    return _loss(_best([found, *earlier]), found) <= 1
 
 
-def best_of(audits: Sequence[Audit]) -> Audit:
+def _best(audits: Sequence[Audit]) -> Audit:
     """The one with the greatest real success, the latest of equals."""
     return max(audits, key=lambda audit: (audit.real, audit.iteration))
 

@@ -147,15 +147,15 @@ def improve(job: Job) -> None:
     """GRPO on imagined episodes that begin where collected ones began; audits with real ones from held-out starts."""
     require(job, "improve", "reward")
     log, experiment, folder = job.log("improve"), job.experiment, job.folder
-    config = experiment.improve
+    config, (learn, held_out) = experiment.improve, job.collected()
     dream, policy = imagined_env(job), models.load_policy(folder, "base")
     real = job.real_env(Purpose("audit", ""), frame_stride=1)
     summary = train_in_imagination(
         LocalSampler(dream, models.load_policy(folder, "base")),
         GRPOLearner(policy, config.grpo, temperature=config.temperature),
-        imagined_starts(job.collected()[0]),
+        imagined_starts(learn),
         config,
-        _auditor(job, dream, real),
+        _auditor(job, dream, real, held_out[: config.audit.num_episodes]),
         seed=job.seed,
         checkpoint=folder.checkpoint("improve"),
         log=log,
@@ -189,17 +189,16 @@ def imagined_starts(episodes: Sequence[Episode]) -> Starts:
     )
 
 
-def _auditor(job: Job, dream: ImaginedEnv, real: SimulatedEnv) -> AuditPolicy:
+def _auditor(job: Job, dream: ImaginedEnv, real: SimulatedEnv, base: list[Episode]) -> AuditPolicy:
     """The base policy's audit are held-out episodes of the P; every other policy plays from the same starts."""
-    config = job.experiment.improve
-    held_out = job.collected()[1][: config.audit.num_episodes]
+    temperature = job.experiment.improve.temperature
 
     def audit(policy: Policy, iteration: int) -> Audit:
-        episodes = held_out
+        episodes = base
         if iteration > 0:
-            real.purpose = Purpose("audit", f"iteration {iteration}", config.temperature, job.seed)
-            starts = [episode.start for episode in held_out]
-            episodes = play(real, policy, starts, job, temperature=config.temperature, policy_name=real.purpose.policy)
+            real.purpose = Purpose("audit", f"iteration {iteration}", temperature, job.seed)
+            starts, name = [episode.start for episode in base], real.purpose.policy
+            episodes = play(real, policy, starts, job, temperature=temperature, policy_name=name)
         return judge(
             episodes, dream.world_model, dream.reward_model,
             chunk_size=dream.chunk_size, seed=job.seed, iteration=iteration,

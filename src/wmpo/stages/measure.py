@@ -36,10 +36,12 @@ def evaluate(job: Job) -> None:
     for name, policy in policies.items():
         outcomes[name] = _test(job, env, policy, name, log)
     results = _compare(job, outcomes)
-    results["imagined"] = {name: _imagined_success(job, policy) for name, policy in policies.items()}
+    learn, held_out = job.collected()
+    begun = imagined_starts([*learn, *held_out])
+    results["imagined"] = {name: _imagined_success(job, policy, begun) for name, policy in policies.items()}
     dreamt = ", ".join(f"{name} {100 * rate:.0f} %" for name, rate in results["imagined"].items())
     log.note(f"imagined success: {dreamt}")
-    results["throughput"] = _throughput(job, policies["base"], env)
+    results["throughput"] = _throughput(job, policies["base"], env, begun)
     make_videos(job, policies, {name: o["best"].temperature for name, o in outcomes.items()}, env)
     gain = results["difference"]["best"]
     before, after = (100 * results[name]["best"]["success"] for name in POLICIES)
@@ -101,19 +103,18 @@ def _compare(job: Job, outcomes: dict[str, dict[str, Outcomes]]) -> dict[str, An
     return summaries | {"difference": gains}
 
 
-def _imagined_success(job: Job, policy: SmallPolicy) -> float:
+def _imagined_success(job: Job, policy: SmallPolicy, starts: Starts) -> float:
     """Over the start states of the collected episodes, sampled: to be compared with what collection measured."""
-    config, (learn, held_out) = job.experiment.improve, job.collected()
-    starts = imagined_starts([*learn, *held_out])
-    rollouts = run_episodes(imagined_env(job), policy, starts, temperature=config.temperature, seed=job.seed)
+    temperature = job.experiment.improve.temperature
+    rollouts = run_episodes(imagined_env(job), policy, starts, temperature=temperature, seed=job.seed)
     return float(rollouts.success.float().mean())
 
 
-def _throughput(job: Job, policy: SmallPolicy, env: SimulatedEnv) -> dict[str, Any]:
+def _throughput(job: Job, policy: SmallPolicy, env: SimulatedEnv, pool: Starts) -> dict[str, Any]:
     """Environment steps per second of simulation and imagination with the same frames, policy and cores; and the world
     model by itself."""
     config, stride = job.experiment.evaluate, job.experiment.world_model.frame_stride
-    dream, pool = imagined_env(job), imagined_starts(job.collected()[0])
+    dream = imagined_env(job)
     rows = torch.arange(config.num_throughput) % len(pool)
     starts = pool.rows(rows).with_ids(torch.arange(len(rows)), torch.arange(len(rows)))
     seeds = start_seeds("throughput", job.seed, 0, config.num_throughput)

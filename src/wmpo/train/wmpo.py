@@ -1,7 +1,7 @@
 """WMPO: on-policy GRPO on imagined episodes (arXiv 2511.09515, algorithm 1).
 
 Differs from the paper: dynamic sampling has a cap; the policy's real success is audited while it dreams, training stops
-when imagined and real success part, and the best audited policy is kept.
+when imagined and real success part, and the policy is kept that the audits prefer.
 """
 
 from __future__ import annotations
@@ -103,9 +103,8 @@ def improve(
 
 
 def _audit_due(progress: _Progress, config: AuditConfig) -> bool:
-    """The first one is of the base policy and costs no episode."""
-    allowed = config.max_audits + 1 if config.max_audits else 0
-    return progress.iteration % config.every == 0 and len(progress.audits) < allowed
+    """That of the base policy costs no episode, so it is one more than ``max_audits``; none if that is 0."""
+    return progress.iteration % config.every == 0 and 0 < config.max_audits >= len(progress.audits)
 
 
 def _check(progress: _Progress, found: Audit, learner: GRPOLearner, checkpoint: Path, log: StageLog) -> None:
