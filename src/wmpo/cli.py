@@ -16,12 +16,12 @@ from wmpo.config import Experiment
 from wmpo.recipes import RECIPES, recipe
 from wmpo.report.render import render
 from wmpo.stages import learn, measure, pretrain, record
-from wmpo.stages.job import Job, open_job, saved_experiment
+from wmpo.stages.job import REPEATED, Job, open_job, saved_experiment
 
 SUMMARIES: dict[str, tuple[Callable[[Job], None], str]] = {
     "demos": (record.demos, "record the scripted expert"),
     "sft": (learn.sft, "clone the demonstrations: the base policy"),
-    "collect": (record.collect, "play P real episodes with the base policy"),
+    "collect": (record.collect, "play real episodes with the policy as it is, P over all rounds"),
     "tokenizer": (learn.tokenizer, ""),
     "world-model": (learn.world_model, "learn to imagine: tokenizer and video model"),
     "reward": (learn.reward, "learn to recognise success, and calibrate it"),
@@ -29,12 +29,7 @@ SUMMARIES: dict[str, tuple[Callable[[Job], None], str]] = {
     "evaluate": (measure.evaluate, "base against improved policy on the same real test starts"),
     "pretrain": (pretrain.pretrain, "remake the tokenizer and world model that runs begin with"),
 }
-COMMANDS = {name: [name] for name in SUMMARIES if name != "tokenizer"} | {
-    "world-model": ["tokenizer", "world-model"],
-    "pretrain": ["pretrain"],
-    "report": [],
-    "run": [name for name in SUMMARIES if name != "pretrain"],
-}
+COMMANDS = [name for name in SUMMARIES if name != "tokenizer"] + ["report", "run"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,7 +51,7 @@ def usage() -> str:
     width = max(map(len, COMMANDS))
     about = {name: SUMMARIES[name][1] for name in COMMANDS if name in SUMMARIES and name != "pretrain"}
     about["report"] = "write report.html from the run's folder"
-    about["run"] = "all of the above, resuming where it stopped"
+    about["run"] = "all of the above, those from collect to improve in rounds, resuming where it stopped"
     about["pretrain"] = f"{SUMMARIES['pretrain'][1]}; no part of a run"
     lines = [f"  {name:{width}}  {text}" for name, text in about.items()]
     return "\n".join(
@@ -123,14 +118,32 @@ def _main(args: list[str]) -> None:
 
 
 def _stages(job: Job, command: str) -> None:
-    for stage in COMMANDS[command]:
-        if job.folder.summary(stage) is None:
-            SUMMARIES[stage][0](job)
-        elif command != "run":
-            print(
-                f"{stage} is complete; to run it again, delete {job.folder.path}/stages/{stage}.json",
-                file=sys.stderr,
-            )
+    """Runs what is not complete: of everything, or of one command's stages those of the first round that lacks them."""
+    stages = {"world-model": ("tokenizer", "world-model")}.get(command, (command,))
+    order = [("pretrain", 1)] if command == "pretrain" else _order(job.experiment.num_rounds)
+    missing = []
+    for stage, job.round in order:
+        if (command == "run" or stage in stages) and job.place(stage).summary(stage) is None:
+            missing.append((stage, job.round))
+    if command != "run":
+        missing = [(stage, number) for stage, number in missing if number == missing[0][1]]
+        job.round = missing[0][1] - 1 if missing else job.experiment.num_rounds
+        begun = job.round == 0 or command == "evaluate" or job.folder.summary("improve") is not None
+        if not missing or not begun:
+            path = job.place(command).path / "stages" / f"{command}.json"
+            more = f"its next round begins when improve is complete in {job.folder.path}" if missing else ""
+            print(f"{command} is complete; {more or f'to run it again, delete {path}'}", file=sys.stderr)
+            return
+    for stage, number in missing:
+        job.round = number
+        SUMMARIES[stage][0](job)
+
+
+def _order(num_rounds: int) -> list[tuple[str, int]]:
+    """Every stage of a run with its round. The tokenizer stays as the first round makes it."""
+    first = ["demos", "sft", "collect", "tokenizer", *REPEATED[1:]]
+    later = [(stage, number) for number in range(2, num_rounds + 1) for stage in REPEATED]
+    return [*((stage, 1) for stage in first), *later, ("evaluate", num_rounds)]
 
 
 def _settings(command: str, name: str, rest: list[str]) -> Settings:

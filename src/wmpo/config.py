@@ -37,13 +37,20 @@ class CollectConfig:
     """The real episodes that world model and reward model learn from."""
 
     num_episodes: int = 128
-    "The rollout budget P."
+    "The rollout budget P, over all rounds."
     temperature: float = 1.0
-    "Sampling temperature of the base policy."
+    "Sampling temperature of the policy."
     num_held_out: int = 32
     "Of these, the episodes that only measure: fidelity of the world model, threshold of the reward model."
     shard: int = 32
     "Episodes that are written at once; an interruption loses at most these."
+
+    def shares(self, num_rounds: int) -> list[tuple[int, int]]:
+        """(episodes, of these held out) in each round: a double share first, then equal ones."""
+        rest = num_rounds - 1
+        episodes, held_out = self.num_episodes // (num_rounds + 1), self.num_held_out // (num_rounds + 1)
+        first = self.num_episodes - rest * episodes, self.num_held_out - rest * held_out
+        return [first, *[(episodes, held_out)] * rest]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +104,8 @@ class Experiment:
     "Time limit of an episode in chunks."
     num_workers: int = 0
     "Simulator processes; 0: one per core."
+    num_rounds: int = 3
+    "Times that collect, world-model, reward and improve follow each other; the budget P is divided among them."
     demos: DemosConfig = field(default_factory=DemosConfig)
     policy: SmallPolicyConfig = field(default_factory=SmallPolicyConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)
@@ -122,6 +131,13 @@ class Experiment:
         held, total = self.collect.num_held_out, self.collect.num_episodes
         if not 2 <= held < total:
             raise ValueError(f"collect.num_held_out {held} must be at least 2 and below collect.num_episodes {total}")
+        for episodes, held_out in self.collect.shares(self.num_rounds):
+            if not 1 <= held_out < episodes:
+                raise ValueError(
+                    f"a round would have {episodes} episodes and hold {held_out} of them out, but needs at least one "
+                    "to learn from and one held out; raise collect.num_episodes or collect.num_held_out, or lower "
+                    f"num_rounds {self.num_rounds}"
+                )
         audit = self.improve.audit
         if audit.max_audits and audit.num_episodes > held:
             raise ValueError(
@@ -161,13 +177,20 @@ def _check_number(name: str, value: Any) -> None:
             raise ValueError(f"{name} must be at most {most:g}, not {number}")
 
 
-_AT_MOST: dict[str, float] = {"ema": 0.99999, "pretrain_share": 1, "unroll_from": 1, "dropout": 0.99}
+_AT_MOST: dict[str, float] = {
+    "ema": 0.99999,
+    "pretrain_share": 1,
+    "unroll_from": 1,
+    "refresh_share": 1,
+    "dropout": 0.99,
+}
 _AT_LEAST: dict[str, float] = {
     "num_episodes": 1, "num_steps": 1, "batch_size": 2, "learning_rate": 1e-12, "max_chunks": 1, "chunk_size": 1,
     "frame_stride": 1, "num_context": 1, "euler_steps": 1, "num_iterations": 1, "num_groups": 1, "max_rounds": 1,
     "num_test": 2, "num_validation": 2, "num_throughput": 1, "num_minibatches": 1, "num_epochs": 1, "micro_batch": 1,
     "every": 1, "check_every": 1, "window": 1, "num_bins": 2, "temperature": 0, "shard": 1, "num_replays": 1,
     "warmup_steps": 1,
+    "num_rounds": 1, "refresh_share": 0.01,
     "num_workers": 0, "num_videos": 0, "temperatures": 0, "ema": 0, "channels": 8, "latent_channels": 1, "dim": 4,
     "depth": 1, "num_heads": 1, "blocks": 1, "condition": 8, "pretrain_share": 0, "unroll_from": 0, "dropout": 0,
 }  # fmt: skip

@@ -33,6 +33,7 @@ def tiny() -> Experiment:
     return Experiment(
         env=MetaWorldConfig(task="coffee-button-v3", image_size=32),
         max_chunks=6,
+        num_rounds=2,
         demos=DemosConfig(num_episodes=3, noise=0.2),
         policy=SmallPolicyConfig(dim=32, depth=1, num_heads=2, num_bins=11),
         sft=SFTConfig(fit=FitConfig(num_steps=40, batch_size=16, learning_rate=2e-3, checkpoint_seconds=0.0)),

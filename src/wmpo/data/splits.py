@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -32,6 +33,12 @@ def start_seeds(split: Split, seed: int, first: int, count: int) -> list[int]:
         raise ValueError(f"{split}: only {_RUN} start states belong to a run, but {first + count} are asked for")
     begin = _FIRST[split] + (0 if split == "test" else seed * _RUN) + first
     return list(range(begin, begin + count))
+
+
+def hold_out(success: Sequence[bool], count: int) -> set[int]:
+    """Which of a policy's episodes only measure: ``count`` of them, spread evenly over failures and successes."""
+    order = sorted(range(len(success)), key=lambda i: success[i])  # stable, so within a kind in the order of playing
+    return {order[(2 * k + 1) * len(order) // (2 * count)] for k in range(count)}
 
 
 def simulator_starts(seeds: list[int], instruction: str) -> Starts:

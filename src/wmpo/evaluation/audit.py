@@ -19,12 +19,12 @@ from wmpo.reward.detector import score_video
 class AuditConfig:
     """How often and how dearly real episodes watch the dream."""
 
-    every: int = 6
-    "Iterations between audits."
+    every: int = 2
+    "Iterations of the last round between audits; before, the next round's episodes are the audit."
     num_episodes: int = 32
-    "Real episodes in an audit; they begin where as many held-out episodes of the base policy began."
+    "Real episodes in an audit; they begin where as many held-out episodes began, and are compared with those."
     max_episodes: int = 64
-    "Real episodes in all audits together; 0: no audits. The base policy's own were played in collection."
+    "Real episodes in all audits together; 0: no audits."
 
     @property
     def max_audits(self) -> int:
@@ -46,6 +46,11 @@ class Audit:
     solved: tuple[bool, ...]
     "Real outcomes; every audit plays the same starts in the same order."
     verdict: str = ""
+
+
+def signed(j: float | None) -> str:
+    """J as text."""
+    return "undefined" if j is None else f"{j:+.2f}"
 
 
 def judge(

@@ -8,7 +8,7 @@ from typing import Any
 
 from wmpo.report import plots
 from wmpo.report.page import between, duration, esc, number, percent, signed, tiles
-from wmpo.report.reading import STAGES, Run
+from wmpo.report.reading import Run
 
 ROSY = 0.2  # imagined success this far above the real one is called too optimistic
 
@@ -21,7 +21,7 @@ def headline(run: Run) -> str:
         return title + _progress(run)
     base, improved, gain = (run.results[key]["best"] for key in ("base", "improved", "difference"))
     tone, sentence = verdict(run.results)
-    trust_tone, belief = trust(run.part("audits", "improve") or [], run.part("kept_iteration", "improve"))
+    trust_tone, belief = trust(run.audits, run.part("kept_iteration", "improve"))
     plot = plots.success(run.results["base"], run.results["improved"])
     big = f"<s>{percent(base['success'])}</s> <em>→</em> {percent(improved['success'])}"
     points = f"<b class='tone {tone}'>{signed(gain['points'])} points</b>"
@@ -45,12 +45,11 @@ def _facts(run: Run) -> str:
 
 
 def _progress(run: Run) -> str:
-    steps = "".join(
-        f"<li class={'done' if s in run.stages else 'open'}>{'✓ ' * (s in run.stages)}{s}</li>" for s in STAGES
-    )
-    following = next((stage for stage in STAGES if stage not in run.stages), "evaluate")
+    steps = "".join(f"<li class={'done' if done else 'open'}>{'✓ ' * done}{stage}</li>" for stage, done in run.todo)
+    following = next((stage for stage, done in run.todo if not done), "evaluate")
+    count = f"{sum(done for _, done in run.todo)} of {len(run.todo)} <s>stages</s>"
     return (
-        f"<div class=big>{len(run.stages)} of {len(STAGES)} <s>stages</s></div><ul class=steps>{steps}</ul>"
+        f"<div class=big>{count}</div><ul class=steps>{steps}</ul>"
         "<p class='say unsure'>This run is not finished, so it has no result yet. "
         f"Next: <code>{esc(run.command(following))}</code></p>"
     )

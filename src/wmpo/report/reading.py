@@ -7,16 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+REPEATED = ("collect", "world-model", "reward", "improve")  # the stages of a round
 STAGES = ("demos", "sft", "collect", "tokenizer", "world-model", "reward", "improve", "evaluate")
 COMMAND = {"tokenizer": "world-model"}  # stages that are made by another one's command
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """The files of a run; empty where a stage has not written yet."""
+    """The files of a run; empty where a stage has not written yet.
+
+    ``stages`` and ``metrics`` are those of the latest round that has them, except for ``improve``: its metrics are
+    those of all rounds, with iterations counted over the run.
+    """
 
     path: Path
     config: dict[str, Any]
+    rounds: list[dict[str, dict[str, Any]]]
     stages: dict[str, dict[str, Any]]
     metrics: dict[str, list[dict[str, Any]]]
     episodes: list[dict[str, Any]]
@@ -28,12 +34,28 @@ class Run:
     def seconds(self) -> dict[str, float]:
         """Time by stage, in the order of the stages."""
         known = {s: summary["seconds"] for s, summary in self.stages.items() if "seconds" in summary}
+        for stage in REPEATED:
+            known |= {stage: sum(done[stage].get("seconds", 0) for done in self.rounds if stage in done)}
+        known = {stage: seconds for stage, seconds in known.items() if stage in self.stages}
         known |= self.results.get("seconds") or {}
         return {stage: known[stage] for stage in STAGES if stage in known}
 
     def part(self, key: str, stage: str) -> Any:
         """A part of the results or, before they are written, of the summary of the stage that found it."""
         return self.results[key] if key in self.results else self.stages.get(stage, {}).get(key)
+
+    @property
+    def audits(self) -> list[dict[str, Any]]:
+        return [audit for done in self.rounds for audit in done.get("improve", {}).get("audits", [])]
+
+    @property
+    def todo(self) -> list[tuple[str, bool]]:
+        """Every stage in order, those of rounds as often as there are rounds, and whether it is complete."""
+        found = [(stage, stage in self.stages) for stage in ("demos", "sft")]
+        for number, done in enumerate(self.rounds, start=1):
+            stages = STAGES[2:-1] if number == 1 else REPEATED
+            found += [(f"{stage} {number}" if len(self.rounds) > 1 else stage, stage in done) for stage in stages]
+        return [*found, ("evaluate", "evaluate" in self.stages)]
 
     def setting(self, name: str) -> Any:
         """The first value of that name anywhere in the nested config."""
@@ -48,27 +70,47 @@ class Run:
 
     def command(self, stage: str) -> str:
         """What to type to get that stage."""
-        recipe, name = str(self.config.get("recipe", "RECIPE")), self.path.name
+        recipe, name, stage = str(self.config.get("recipe", "RECIPE")), self.path.name, stage.split()[0]
         return f"wmpo {COMMAND.get(stage, stage)} {recipe}" + (f" --name {name}" if name != recipe else "")
 
 
 def read_run(path: Path) -> Run:
     if not path.is_dir():
         raise ValueError(f"{path} is not the folder of a run")
-    summaries = {stage: _json(path / "stages" / f"{stage}.json", None) for stage in STAGES}
+    config = _json(path / "config.json", {})
+    folders = [path, *(path / f"round-{i}" for i in range(2, 1 + (_find(config, "num_rounds") or 1)))]
+    rounds = [{stage: _json(folder / "stages" / f"{stage}.json", None) for stage in STAGES} for folder in folders]
+    done = [{stage: summary for stage, summary in found.items() if summary is not None} for found in rounds]
+    metrics = [{stage: _lines(folder / "metrics" / f"{stage}.jsonl") for stage in STAGES} for folder in folders]
     episodes = _lines(path / "ledger.jsonl")
     # runs are deterministic: an episode that an interruption forced to be played again wrote the same line again
     unique = {json.dumps(row, sort_keys=True): row for row in episodes}
     return Run(
         path=path.resolve(),
-        config=_json(path / "config.json", {}),
-        stages={stage: summary for stage, summary in summaries.items() if summary is not None},
-        metrics={stage: _lines(path / "metrics" / f"{stage}.jsonl") for stage in STAGES},
+        config=config,
+        rounds=done,
+        stages={stage: summary for found in done for stage, summary in found.items()},
+        metrics={stage: _latest([found[stage] for found in metrics]) for stage in STAGES}
+        | {"improve": _counted_on([found["improve"] for found in metrics], _find(config, "num_iterations") or 0)},
         episodes=list(unique.values()),
         played_again=len(episodes) - len(unique),
         results=_json(path / "results.json", {}),
         videos=_json(path / "videos" / "index.json", []),
     )
+
+
+def _latest(rounds: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    return next((rows for rows in reversed(rounds) if rows), [])
+
+
+def _counted_on(rounds: list[list[dict[str, Any]]], each: int) -> list[dict[str, Any]]:
+    """Iterations of all rounds, ``each`` of them in a round."""
+    return [
+        row | {"iteration": i * each + row["iteration"]}
+        for i, rows in enumerate(rounds)
+        for row in rows
+        if "iteration" in row
+    ]
 
 
 def _json(path: Path, otherwise: Any) -> Any:

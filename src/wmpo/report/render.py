@@ -94,7 +94,7 @@ def _learning(run: Run) -> str:
     if not rows:
         return unfinished + more
     base = run.results.get("base", {}).get("sampled", {}).get("success")
-    curve = plots.learning(rows, run.part("audits", "improve") or [], base, run.part("kept_iteration", "improve"))
+    curve = plots.learning(rows, run.audits, base, run.part("kept_iteration", "improve"))
     health = plots.panels({title: plots.column(rows, "iteration", key) for key, title in HEALTH.items()}, "Health", 6)
     lead = (
         "The policy practises in the world model only. The line is what the dream believes; the dots, with 95\u202f% "
@@ -106,7 +106,7 @@ def _learning(run: Run) -> str:
 
 
 def _audits(run: Run) -> str:
-    audits, kept = run.part("audits", "improve") or [], run.part("kept_iteration", "improve")
+    audits, kept = run.audits, run.part("kept_iteration", "improve")
     if not audits:
         return "<p class=empty>No audit was played.</p>" if "improve" in run.stages else _missing(run, "improve")
     tone, sentence = trust(audits, kept)

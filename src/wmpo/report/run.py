@@ -42,8 +42,8 @@ class StageLog:
     The time of a stage includes what interrupted attempts spent up to their last checkpoint (``keep_time``).
     """
 
-    def __init__(self, folder: RunFolder, stage: str, *, quiet: bool = False) -> None:
-        self.stage, self.quiet = stage, quiet
+    def __init__(self, folder: RunFolder, stage: str, *, label: str = "", quiet: bool = False) -> None:
+        self.folder, self.stage, self.label, self.quiet = folder, stage, label or stage, quiet
         self.path = folder.path / "metrics" / f"{stage}.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._kept = folder.path / "unfinished" / f"{stage}-seconds.json"
@@ -79,7 +79,7 @@ class StageLog:
         self._shown = now
         rate = (done - self._first[1]) / max(now - self._first[0], 1e-6)
         left = f"{(total - done) / rate:.0f} s left" if rate > 0 and done < total else ""
-        line = f"{self.stage:12s} {done}/{total}  {note}  {left}"
+        line = f"{self.label:13s} {done}/{total}  {note}  {left}"
         if sys.stderr.isatty():
             print(f"\r\033[K{line[:118]}", end="", file=sys.stderr, flush=True)
         else:
@@ -93,7 +93,7 @@ class StageLog:
         """A line that stays."""
         if not self.quiet:
             clear = "\r\033[K" if sys.stderr.isatty() else ""
-            print(f"{clear}{self.stage:12s} {text}", file=sys.stderr, flush=True)
+            print(f"{clear}{self.label:13s} {text}", file=sys.stderr, flush=True)
 
     def finish(self, note: str) -> float:
         """Prints the stage's result line; returns its seconds."""

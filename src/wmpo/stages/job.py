@@ -17,19 +17,27 @@ from wmpo.checkpoint import read_json, write_json
 from wmpo.config import Experiment, flatten, from_json, to_json
 from wmpo.data.episode import Episode
 from wmpo.data.lerobot import read_episodes
+from wmpo.data.splits import hold_out
 from wmpo.envs.ledger import Ledger
 from wmpo.envs.simulated import Purpose, SimulatedEnv
 from wmpo.report.run import RunFolder, StageLog
 
+REPEATED = ("collect", "world-model", "reward", "improve")
+"""The stages of a round."""
+
 
 @dataclass
 class Job:
-    """What every stage needs. Its simulators are started by the first stage that plays, and shared by all."""
+    """What every stage needs. Its simulators are started by the first stage that plays, and shared by all.
 
-    folder: RunFolder
+    The first round has the run's own folder, each later one a folder inside it.
+    """
+
+    root: RunFolder
     experiment: Experiment
     seed: int
     quiet: bool = False
+    round: int = 1
     _env: SimulatedEnv | None = field(default=None, init=False)
 
     def __enter__(self) -> Job:
@@ -49,8 +57,32 @@ class Job:
         """Hand movement in x, y, z and the gripper."""
         return 4
 
+    @property
+    def folder(self) -> RunFolder:
+        """Of the present round."""
+        return self.folder_of(self.round)
+
+    def folder_of(self, number: int) -> RunFolder:
+        return self.root if number == 1 else RunFolder(self.root.path / f"round-{number}")
+
+    def place(self, stage: str) -> RunFolder:
+        """Where a stage leaves its results."""
+        return self.folder if stage in REPEATED else self.root
+
+    @property
+    def policy_name(self) -> str:
+        """Of the policy with which the present round begins."""
+        return "base" if self.round == 1 else f"round {self.round - 1}"
+
+    @property
+    def noise_seed(self) -> int:
+        """Differs between runs and between the rounds of a run."""
+        return self.seed + 100 * (self.round - 1)
+
     def log(self, stage: str) -> StageLog:
-        return StageLog(self.folder, stage, quiet=self.quiet)
+        rounds = stage in REPEATED and self.experiment.num_rounds > 1
+        label = f"{stage} {self.round}" if rounds else stage
+        return StageLog(self.place(stage), stage, label=label, quiet=self.quiet)
 
     def real_env(self, purpose: Purpose, *, frame_stride: int) -> SimulatedEnv:
         """The real environment; what it plays goes into the run's ledger under ``purpose``."""
@@ -61,23 +93,34 @@ class Job:
                 chunk_size=experiment.policy.chunk_size,
                 max_chunks=experiment.max_chunks,
                 frame_stride=frame_stride,
-                ledger=Ledger(self.folder.ledger),
+                ledger=Ledger(self.root.ledger),
                 num_workers=experiment.num_workers or None,
             )
         self._env.purpose, self._env.frame_stride = purpose, frame_stride
         return self._env
 
     def dataset(self, name: str) -> Path:
-        return self.folder.path / "data" / name
+        """Of the run or, if the policy plays it anew in every round, of the present round."""
+        return (self.folder if name == "collected" else self.root).path / "data" / name
 
     def demonstrations(self) -> list[Episode]:
         return read_episodes(self.dataset("demonstrations"))
 
+    def shares(self) -> list[tuple[int, int]]:
+        """(episodes, of these held out) of the rounds up to the present one."""
+        return self.experiment.collect.shares(self.experiment.num_rounds)[: self.round]
+
     def collected(self) -> tuple[list[Episode], list[Episode]]:
-        """The P real episodes of the base policy: those to learn from, and those held out to measure with."""
-        episodes = read_episodes(self.dataset("collected"))
-        cut = len(episodes) - self.experiment.collect.num_held_out
-        return episodes[:cut], episodes[cut:]
+        """The policies' real episodes up to the present round: those to learn from, and those held out to measure
+        with."""
+        learn: list[Episode] = []
+        held_out: list[Episode] = []
+        for number, (_, held) in enumerate(self.shares(), start=1):
+            episodes = read_episodes(self.folder_of(number).path / "data" / "collected")
+            apart = hold_out([episode.success for episode in episodes], held)
+            learn += [episode for i, episode in enumerate(episodes) if i not in apart]
+            held_out += [episodes[i] for i in sorted(apart)]
+        return learn, held_out
 
     def seed_torch(self, purpose: int) -> None:
         """Initial weights depend on the run's seed and on what they are for, not on what ran before."""
@@ -131,21 +174,21 @@ def saved_experiment(path: Path) -> tuple[str, Experiment, int] | None:
 Stage = Callable[[Job], None]
 
 
-def finish(job: Job, stage: str, log: StageLog, summary: dict[str, Any], note: str) -> None:
+def finish(log: StageLog, summary: dict[str, Any], note: str) -> None:
     """Marks a stage as complete, last of all, and drops what only its resumption needed."""
     seconds = log.finish(note)
-    job.folder.complete(stage, seconds, summary)
-    for leftover in (job.folder.path / "unfinished").glob(f"{stage}*"):
+    log.folder.complete(log.stage, seconds, summary)
+    for leftover in (log.folder.path / "unfinished").glob(f"{log.stage}*"):
         leftover.unlink()
 
 
 def require(job: Job, stage: str, *needed: str) -> None:
     """Raises ValueError that names the command to run first."""
     for name in needed:
-        if job.folder.summary(name) is None:
+        if job.place(name).summary(name) is None:
             command = "world-model" if name == "tokenizer" else name
             raise ValueError(
-                f"{stage} needs the stage {name}, which is not complete in {job.folder.path}; run: wmpo {command}"
+                f"{stage} needs the stage {name}, which is not complete in {job.place(name).path}; run: wmpo {command}"
             )
 
 

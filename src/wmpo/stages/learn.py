@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from wmpo.stages import models
 from wmpo.stages.job import Job, finish, require
 from wmpo.stages.pretrain import load_pretrained, pretrained_path
 from wmpo.stages.record import play
+from wmpo.stages.rounds import counted_on, imagined_env, policy_of
 from wmpo.train.reward import calibrate, real_videos, replayed_videos, train_reward
 from wmpo.train.sft import clone
 from wmpo.train.tokenizer import train_tokenizer
@@ -41,10 +43,10 @@ def sft(job: Job) -> None:
     codec = ActionCodec.fit(actions, experiment.policy.chunk_size, experiment.policy.num_bins)
     job.seed_torch(1)
     policy = experiment.policy.build(codec, experiment.env.image_size)
-    clone(policy, episodes, experiment.sft, seed=job.seed, checkpoint=job.folder.checkpoint("sft"), log=log)
-    models.save_policy(job.folder, "base", policy, experiment.env.instruction())
+    clone(policy, episodes, experiment.sft, seed=job.seed, checkpoint=job.root.checkpoint("sft"), log=log)
+    models.save_policy(job.root, "base", policy, experiment.env.instruction())
     size = sum(p.numel() for p in policy.parameters())
-    finish(job, "sft", log, {"parameters": size}, f"base policy of {size / 1e6:.1f} M parameters")
+    finish(log, {"parameters": size}, f"base policy of {size / 1e6:.1f} M parameters")
 
 
 def tokenizer(job: Job) -> None:
@@ -62,13 +64,13 @@ def tokenizer(job: Job) -> None:
             [*job.demonstrations(), *job.collected()[0]],
             experiment.tokenizer_training,
             seed=job.seed,
-            checkpoint=job.folder.checkpoint("tokenizer"),
+            checkpoint=job.root.checkpoint("tokenizer"),
             log=log,
         )
-    models.save_tokenizer(job.folder, net)
+    models.save_tokenizer(job.root, net)
     grid, channels = experiment.env.image_size // 4, experiment.tokenizer.latent_channels
     origin = "" if pretrained is None else f", as pretrained in {pretrained.name}"
-    finish(job, "tokenizer", log, {}, f"frames as {grid}x{grid}x{channels} latents{origin}")
+    finish(log, {}, f"frames as {grid}x{grid}x{channels} latents{origin}")
 
 
 def _new_world_model(job: Job, tokenizer: Tokenizer, pretrained: Path | None) -> SmallWorldModel:
@@ -81,22 +83,28 @@ def _new_world_model(job: Job, tokenizer: Tokenizer, pretrained: Path | None) ->
 
 
 def world_model(job: Job) -> None:
-    """Trains the video model on demonstrations, then on the policy's episodes too; stops by held-out replays."""
-    require(job, "world-model", "tokenizer")
+    """Trains the video model on demonstrations, then on the policy's episodes too; stops by held-out replays. Later
+    rounds go on from the last one's, and see their own episodes twice as often as older ones."""
+    require(job, "world-model", "tokenizer", "collect")
     log, experiment, folder = job.log("world-model"), job.experiment, job.folder
-    learn, held_out = job.collected()
+    config, (learn, held_out) = experiment.world_model_training, job.collected()
     job.seed_torch(3)
-    tokenizer = models.load_tokenizer(folder)
-    net = _new_world_model(job, experiment.tokenizer.build(), pretrained_path(experiment.world_model.pretrained))
-    net.tokenizer.load_state_dict(tokenizer.state_dict())
+    if job.round == 1:
+        net = _new_world_model(job, experiment.tokenizer.build(), pretrained_path(experiment.world_model.pretrained))
+        net.tokenizer.load_state_dict(models.load_tokenizer(job.root).state_dict())
+        seen = learn
+    else:
+        net, config = models.load_world_model(job.folder_of(job.round - 1)), config.refreshed()
+        played, held = job.shares()[-1]
+        seen = [*learn, *learn[held - played :]]
     notes = train_world_model(
         net,
         job.demonstrations(),
-        learn,
+        seen,
         held_out,
-        experiment.world_model_training,
+        config,
         chunk_size=experiment.policy.chunk_size,
-        seed=job.seed,
+        seed=job.noise_seed,
         checkpoint=folder.checkpoint("world-model"),
         log=log,
     )
@@ -112,7 +120,7 @@ def world_model(job: Job) -> None:
     }
     text = f"replays {distance[-1]:.4f} from reality after {len(distance)} chunks"
     ratio = f"{summary['ratio_last']:.2f}x the tokenizer's"
-    finish(job, "world-model", log, summary, f"{text}, {ratio}; {notes['stopped']}")
+    finish(log, summary, f"{text}, {ratio}; {notes['stopped']}")
 
 
 def reward(job: Job) -> None:
@@ -130,7 +138,10 @@ def reward(job: Job) -> None:
         clips += replayed_videos(learn, replay(dream, learn, chunk_size, seed=job.seed + i), stride)
     job.seed_torch(4)
     net = experiment.reward.build(experiment.env.image_size)
-    train_reward(net, clips, experiment.reward_training, seed=job.seed, checkpoint=folder.checkpoint("reward"), log=log)
+    train_reward(
+        net, clips, experiment.reward_training,
+        seed=job.noise_seed, checkpoint=folder.checkpoint("reward"), log=log,
+    )  # fmt: skip
     real = real_videos(held_out, stride)
     imagined = replayed_videos(held_out, replay(dream, held_out, chunk_size, seed=job.seed), stride)
     measured = calibrate(net, real, imagined)
@@ -140,41 +151,34 @@ def reward(job: Job) -> None:
         f"(n = {m['n']}, {m['positives']} solved)"
         for name, m in (("real", measured["real"]), ("imagined", measured["imagined"]))
     )
-    finish(job, "reward", log, measured, figures)
+    finish(log, measured, figures)
 
 
 def improve(job: Job) -> None:
-    """GRPO on imagined episodes that begin where collected ones began; audits with real ones from held-out starts."""
+    """GRPO on imagined episodes that begin where collected ones began; in the last round audits with real ones from
+    held-out starts, before that the next round's episodes are the audit."""
     require(job, "improve", "reward")
     log, experiment, folder = job.log("improve"), job.experiment, job.folder
     config, (learn, held_out) = experiment.improve, job.collected()
-    dream, policy = imagined_env(job), models.load_policy(folder, "base")
+    if job.round < experiment.num_rounds:
+        config = replace(config, audit=replace(config.audit, max_episodes=0))
+    begins_with = (folder.summary("collect") or {}).get("begins_with", job.round)
+    dream, policy = imagined_env(job, job.round), policy_of(job, begins_with)
     real = job.real_env(Purpose("audit", ""), frame_stride=1)
     summary = train_in_imagination(
-        LocalSampler(dream, models.load_policy(folder, "base")),
+        LocalSampler(dream, policy_of(job, begins_with)),
         GRPOLearner(policy, config.grpo, temperature=config.temperature),
         imagined_starts(learn),
         config,
-        _auditor(job, dream, real, held_out[: config.audit.num_episodes]),
-        seed=job.seed,
+        _auditor(job, dream, real, held_out[-config.audit.num_episodes :]),
+        seed=job.noise_seed,
         checkpoint=folder.checkpoint("improve"),
         log=log,
+        begun=job.round > 1,
     )
     models.save_policy(folder, "improved", policy, experiment.env.instruction())
-    finish(
-        job, "improve", log, summary, f"kept the policy of iteration {summary['kept_iteration']}; {summary['stopped']}"
-    )
-
-
-def imagined_env(job: Job) -> ImaginedEnv:
-    return ImaginedEnv(
-        models.load_world_model(job.folder),
-        models.load_reward(job.folder),
-        chunk_size=job.experiment.policy.chunk_size,
-        max_chunks=job.experiment.max_chunks,
-        seed=job.seed,
-        share_noise=job.experiment.improve.share_noise,
-    )
+    summary = counted_on(job, summary, begins_with)
+    finish(log, summary, f"kept the policy of iteration {summary['kept_iteration']}; {summary['stopped']}")
 
 
 def imagined_starts(episodes: Sequence[Episode]) -> Starts:
@@ -189,15 +193,15 @@ def imagined_starts(episodes: Sequence[Episode]) -> Starts:
     )
 
 
-def _auditor(job: Job, dream: ImaginedEnv, real: SimulatedEnv, base: list[Episode]) -> AuditPolicy:
-    """The base policy's audit are held-out episodes of the P; every other policy plays from the same starts."""
+def _auditor(job: Job, dream: ImaginedEnv, real: SimulatedEnv, held_out: list[Episode]) -> AuditPolicy:
+    """A round begins with an audit of held-out episodes of the P; its policies play from the same starts."""
     temperature = job.experiment.improve.temperature
 
     def audit(policy: Policy, iteration: int) -> Audit:
-        episodes = base
+        episodes = held_out
         if iteration > 0:
-            real.purpose = Purpose("audit", f"iteration {iteration}", temperature, job.seed)
-            starts, name = [episode.start for episode in base], real.purpose.policy
+            real.purpose = Purpose("audit", f"round {job.round}, iteration {iteration}", temperature, job.seed)
+            starts, name = [episode.start for episode in held_out], real.purpose.policy
             episodes = play(real, policy, starts, job, temperature=temperature, policy_name=name)
         return judge(
             episodes, dream.world_model, dream.reward_model,

@@ -17,9 +17,10 @@ from wmpo.policy.small import SmallPolicy
 from wmpo.report.run import StageLog
 from wmpo.rng import row_normal
 from wmpo.rollout.run import run_episodes
-from wmpo.stages.job import Job, finish, require
-from wmpo.stages.learn import imagined_env, imagined_starts
+from wmpo.stages.job import REPEATED, Job, finish, require
+from wmpo.stages.learn import imagined_starts
 from wmpo.stages.models import load_policy
+from wmpo.stages.rounds import imagined_env
 from wmpo.stages.show import make_videos
 from wmpo.types import Starts
 
@@ -30,7 +31,8 @@ def evaluate(job: Job) -> None:
     """Chooses each policy's best decoding on validation starts, then plays the test starts, paired."""
     require(job, "evaluate", "improve")
     log = job.log("evaluate")
-    policies = {name: load_policy(job.folder, name) for name in POLICIES}
+    places = {"base": job.root, "improved": job.folder}
+    policies = {name: load_policy(place, name) for name, place in places.items()}
     outcomes: dict[str, dict[str, Outcomes]] = {}
     env = job.real_env(Purpose("test", ""), frame_stride=job.experiment.policy.chunk_size)
     for name, policy in policies.items():
@@ -49,7 +51,7 @@ def evaluate(job: Job) -> None:
         f"real success {before:.1f} -> {after:.1f} %, "
         f"{gain['points']:+.1f} points [{gain['interval'][0]:+.1f}, {gain['interval'][1]:+.1f}]"
     )
-    finish(job, "evaluate", log, results, text)
+    finish(log, results, text)
     _write_results(job)
 
 
@@ -77,7 +79,7 @@ def _play(
     temperature: float,
 ) -> Outcomes:
     """Episodes that an interrupted evaluation played already are not played again."""
-    path, key = job.folder.path / "unfinished" / "evaluate.json", f"{split} {name} {temperature}"
+    path, key = job.root.path / "unfinished" / "evaluate.json", f"{split} {name} {temperature}"
     played = read_json(path) if path.exists() else {}
     if key not in played:
         env.purpose = Purpose(split, name, temperature, job.seed)
@@ -97,7 +99,7 @@ def _compare(job: Job, outcomes: dict[str, dict[str, Outcomes]]) -> dict[str, An
         name: {key: {"success": o.success.tolist(), "num_steps": o.num_steps.tolist()} for key, o in kinds.items()}
         for name, kinds in outcomes.items()
     }
-    write_json(job.folder.path / "outcomes.json", {"starts": starts, **raw})
+    write_json(job.root.path / "outcomes.json", {"starts": starts, **raw})
     summaries = {name: {key: o.summary() for key, o in kinds.items()} for name, kinds in outcomes.items()}
     gains = {key: difference(outcomes["base"][key], outcomes["improved"][key]) for key in outcomes["base"]}
     return summaries | {"difference": gains}
@@ -106,7 +108,7 @@ def _compare(job: Job, outcomes: dict[str, dict[str, Outcomes]]) -> dict[str, An
 def _imagined_success(job: Job, policy: SmallPolicy, starts: Starts) -> float:
     """Over the start states of the collected episodes, sampled: to be compared with what collection measured."""
     temperature = job.experiment.improve.temperature
-    rollouts = run_episodes(imagined_env(job), policy, starts, temperature=temperature, seed=job.seed)
+    rollouts = run_episodes(imagined_env(job, job.round), policy, starts, temperature=temperature, seed=job.seed)
     return float(rollouts.success.float().mean())
 
 
@@ -114,7 +116,7 @@ def _throughput(job: Job, policy: SmallPolicy, env: SimulatedEnv, pool: Starts) 
     """Environment steps per second of simulation and imagination with the same frames, policy and cores; and the world
     model by itself."""
     config, stride = job.experiment.evaluate, job.experiment.world_model.frame_stride
-    dream = imagined_env(job)
+    dream = imagined_env(job, job.round)
     rows = torch.arange(config.num_throughput) % len(pool)
     starts = pool.rows(rows).with_ids(torch.arange(len(rows)), torch.arange(len(rows)))
     seeds = start_seeds("throughput", job.seed, 0, config.num_throughput)
@@ -154,24 +156,45 @@ def _frames_per_second(job: Job, dream: Any, starts: Starts) -> float:
 
 def _write_results(job: Job) -> None:
     """``results.json``: the machine-readable end of a run; its fields are described in docs/results.md."""
-    folder = job.folder
-    stages = {
-        s: folder.summary(s) or {}
-        for s in ("demos", "sft", "collect", "tokenizer", "world-model", "reward", "improve", "evaluate")
-    }
-    evaluated = {k: v for k, v in stages["evaluate"].items() if k != "seconds"}
-    about = read_json(folder.path / "config.json")
-    results = evaluated | {
-        "world_model": {k: v for k, v in stages["world-model"].items() if k != "seconds"},
-        "reward": {k: v for k, v in stages["reward"].items() if k != "seconds"},
-        "audits": stages["improve"]["audits"],
+    root = job.root
+    rounds = [
+        {stage: job.folder_of(number).summary(stage) or {} for stage in REPEATED}
+        for number in range(1, job.experiment.num_rounds + 1)
+    ]
+    stages = {stage: root.summary(stage) or {} for stage in ("demos", "sft", "tokenizer", "evaluate")} | rounds[-1]
+    seconds = {name: summary["seconds"] for name, summary in stages.items()}
+    for stage in REPEATED:
+        seconds[stage] = round(sum(summaries[stage]["seconds"] for summaries in rounds), 2)
+    about = read_json(root.path / "config.json")
+    results = _untimed(stages["evaluate"]) | {
+        "world_model": _untimed(stages["world-model"]),
+        "reward": _untimed(stages["reward"]),
+        "rounds": [_round(summaries) for summaries in rounds],
+        "audits": [audit for summaries in rounds for audit in summaries["improve"]["audits"]],
         "stopped": stages["improve"]["stopped"],
         "kept_iteration": stages["improve"]["kept_iteration"],
-        "real_episodes": Ledger(folder.ledger).count(),
-        "seconds": {name: summary["seconds"] for name, summary in stages.items() if summary},
+        "real_episodes": Ledger(root.ledger).count(),
+        "seconds": seconds,
         "seed": about["seed"],
         "commit": about["commit"],
         "machine": about["machine"],
         "config": about["config"],
     }
-    write_json(folder.path / "results.json", results)
+    write_json(root.path / "results.json", results)
+
+
+def _untimed(summary: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in summary.items() if key != "seconds"}
+
+
+def _round(summaries: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What a round had and how good its dream was."""
+    collected, reward = summaries["collect"], summaries["reward"]
+    return {
+        "episodes": collected["episodes"],
+        "success": collected["success"],
+        "ratio_last": summaries["world-model"]["ratio_last"],
+        "real_f1": reward["real"]["f1"],
+        "imagined_j": reward["imagined"]["j"],
+        "stopped": summaries["improve"]["stopped"],
+    }

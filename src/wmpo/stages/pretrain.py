@@ -30,7 +30,7 @@ SHIPPED = Path(__file__).parent.parent / "pretrained"
 
 def pretrain(job: Job) -> None:
     """Records play in many tasks, then trains tokenizer and world model on it; resumable like any stage."""
-    log, config, folder = job.log("pretrain"), job.experiment.pretrain, job.folder
+    log, config, folder = job.log("pretrain"), job.experiment.pretrain, job.root
     tasks = sorted(set(all_tasks()) - set(config.excluded))
     for number, task in enumerate(tasks):
         _record(job, task, number)
@@ -49,9 +49,7 @@ def pretrain(job: Job) -> None:
     # half precision: half the download, and far below the differences that training noise makes
     half = {k: t.bfloat16() if t.is_floating_point() and t.dim() > 1 else t for k, t in net.state_dict().items()}
     save_tensors(folder.model("pretrained"), half, header)
-    finish(
-        job, "pretrain", log, {"tasks": tasks, "episodes": len(learn) + len(held_out)}, f"{folder.model('pretrained')}"
-    )
+    finish(log, {"tasks": tasks, "episodes": len(learn) + len(held_out)}, f"{folder.model('pretrained')}")
 
 
 def _record(job: Job, task: str, number: int) -> None:
@@ -73,7 +71,7 @@ def _record(job: Job, task: str, number: int) -> None:
 
 
 def _world_model(job: Job, learn: list[Episode], held_out: list[Episode], log: StageLog) -> SmallWorldModel:
-    experiment, folder = job.experiment, job.folder
+    experiment, folder = job.experiment, job.root
     config = experiment.pretrain
     if not folder.model("tokenizer").exists():
         job.seed_torch(2)

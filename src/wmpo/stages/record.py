@@ -1,6 +1,8 @@
-"""Stages that record real episodes: the expert's demonstrations, and the base policy's own."""
+"""Stages that record real episodes: the expert's demonstrations, and the policy's own."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 
@@ -8,10 +10,11 @@ from wmpo.data.episode import Episode
 from wmpo.data.lerobot import append_episodes, num_episodes, read_episodes
 from wmpo.data.splits import simulator_starts, start_seeds
 from wmpo.envs.simulated import Purpose, SimulatedEnv
+from wmpo.evaluation.audit import signed
 from wmpo.protocols import Policy
 from wmpo.rollout.run import run_episodes
 from wmpo.stages.job import Job, finish, require
-from wmpo.stages.models import load_policy
+from wmpo.stages.rounds import look_back, policy_of
 from wmpo.types import Rollouts
 
 
@@ -35,13 +38,7 @@ def demos(job: Job) -> None:
         append_episodes(root, solved, fps=job.fps)
     steps = [len(e.actions) for e in read_episodes(root)]
     mean = sum(steps) / len(steps)
-    finish(
-        job,
-        "demos",
-        log,
-        {"episodes": len(steps), "mean_steps": mean},
-        f"{len(steps)} demonstrations, {mean:.0f} steps long",
-    )
+    finish(log, {"episodes": len(steps), "mean_steps": mean}, f"{len(steps)} demonstrations, {mean:.0f} steps long")
 
 
 def _expert(job: Job, env: SimulatedEnv, seeds: list[int]) -> list[Episode]:
@@ -57,33 +54,37 @@ def _expert(job: Job, env: SimulatedEnv, seeds: list[int]) -> list[Episode]:
 
 
 def collect(job: Job) -> None:
-    """Plays exactly P episodes with the base policy at sampling temperature: what everything later learns from."""
+    """Plays this round's share of the P episodes with the policy as it is, at sampling temperature: what everything
+    later learns from. From the second round on they are also an audit of the last round's dream."""
     require(job, "collect", "sft")
     log, config, root = job.log("collect"), job.experiment.collect, job.dataset("collected")
-    policy = load_policy(job.folder, "base")
-    env = job.real_env(Purpose("collection", "base", config.temperature, job.seed), frame_stride=1)
-    while (have := num_episodes(root)) < config.num_episodes:
-        count = min(config.shard, config.num_episodes - have)
-        seeds = start_seeds("collection", job.seed, have, count)
-        episodes = play(env, policy, seeds, job, temperature=config.temperature, policy_name="base")
+    *before, (wanted, _) = job.shares()
+    earlier = sum(episodes for episodes, _ in before)
+    policy = policy_of(job, job.round)
+    env = job.real_env(Purpose("collection", job.policy_name, config.temperature, job.seed), frame_stride=1)
+    while (have := num_episodes(root)) < wanted:
+        count = min(config.shard, wanted - have)
+        seeds = start_seeds("collection", job.seed, earlier + have, count)
+        episodes = play(env, policy, seeds, job, temperature=config.temperature, policy_name=job.policy_name)
         append_episodes(root, episodes, fps=job.fps)
-        log.progress(have + count, config.num_episodes, "episodes")
-    success = [e.success for e in read_episodes(root)]
+        log.progress(have + count, wanted, "episodes")
+    played = read_episodes(root)
+    success = [e.success for e in played]
     rate = sum(success) / len(success)
-    if rate in (0.0, 1.0):
+    summary: dict[str, Any] = {"episodes": len(success), "success": rate}
+    text = f"{len(success)} episodes, {100 * rate:.0f} % solved"
+    if job.round > 1:
+        summary |= look_back(job, played)
+        audit = summary["audit"]
+        text += f", {100 * audit['imagined']:.0f} % in the last dream (J {signed(audit['j'])}); {audit['verdict']}"
+    elif rate in (0.0, 1.0):
         kind = "succeeded" if rate else "failed"
         raise ValueError(
             f"all {len(success)} collected episodes {kind}: neither reward nor policy can learn from that; make the "
             f"base policy {'weaker' if rate else 'stronger'} (--demos.num-episodes, --sft.fit.num-steps) in a new run "
             "(--name)"
         )
-    finish(
-        job,
-        "collect",
-        log,
-        {"episodes": len(success), "success": rate},
-        f"{len(success)} episodes, {100 * rate:.0f} % solved",
-    )
+    finish(log, summary, text)
 
 
 def play(

@@ -16,9 +16,10 @@ from wmpo.policy.small import SmallPolicy
 from wmpo.report.video import side_by_side, strip, write_video
 from wmpo.rollout.run import run_episodes
 from wmpo.stages.job import Job
-from wmpo.stages.learn import imagined_env, imagined_starts
+from wmpo.stages.learn import imagined_starts
 from wmpo.stages.models import load_world_model
 from wmpo.stages.record import play
+from wmpo.stages.rounds import imagined_env
 
 Index = list[dict[str, str]]
 
@@ -26,7 +27,7 @@ Index = list[dict[str, str]]
 def make_videos(job: Job, policies: dict[str, SmallPolicy], temperatures: dict[str, float], env: SimulatedEnv) -> None:
     """Writes ``videos/``: replays beside reality, test starts before and after, and episodes that were only dreamt."""
     index = _replays(job) + _before_after(job, policies, temperatures, env) + _dreams(job, policies["improved"])
-    write_json(job.folder.path / "videos" / "index.json", index)
+    write_json(job.root.path / "videos" / "index.json", index)
 
 
 def _replays(job: Job) -> Index:
@@ -40,13 +41,13 @@ def _replays(job: Job) -> Index:
     for i, (episode, video) in enumerate(zip(chosen, videos, strict=True)):
         real, imagined = episode.frames[::stride][: len(video)], video.numpy()
         name = f"replay-{i}.mp4"
-        write_video(job.folder.path / "videos" / name, side_by_side(real, imagined), fps=max(1, job.fps // stride // 2))
+        write_video(job.root.path / "videos" / name, side_by_side(real, imagined), fps=max(1, job.fps // stride // 2))
         outcome = "solved" if episode.success else "failed"
         index.append({"file": name, "section": "replay", "caption": f"Held-out episode, {outcome} in reality"})
         if i in (0, len(solved)):
             rows += [real, imagined]
     picture = strip(rows, ["real", "imagined"] * (len(rows) // 2), columns=10)
-    picture.save(job.folder.path / "videos" / "strip.png")
+    picture.save(job.root.path / "videos" / "strip.png")
     return index
 
 
@@ -65,7 +66,7 @@ def _before_after(
     index = []
     for i, (before, after) in enumerate(zip(played["base"], played["improved"], strict=True)):
         name = f"before-after-{i}.mp4"
-        write_video(job.folder.path / "videos" / name, side_by_side(before.frames, after.frames), fps=job.fps // 2)
+        write_video(job.root.path / "videos" / name, side_by_side(before.frames, after.frames), fps=job.fps // 2)
         words = [f"{who} {'solves it' if e.success else 'fails'}" for who, e in (("base", before), ("improved", after))]
         caption = f"{words[0]} ({decoding(temperatures['base'])}), {words[1]} ({decoding(temperatures['improved'])})"
         index.append({"file": name, "section": "before-after", "caption": caption})
@@ -74,7 +75,7 @@ def _before_after(
 
 def _dreams(job: Job, policy: SmallPolicy) -> Index:
     starts = imagined_starts(job.collected()[0][:4])
-    env = imagined_env(job)
+    env = imagined_env(job, job.round)
     rollouts = run_episodes(env, policy, starts, temperature=1.0, seed=job.seed, record_video=True)
     assert rollouts.video is not None
     index = []
@@ -83,7 +84,7 @@ def _dreams(job: Job, policy: SmallPolicy) -> Index:
         length = 1 + int(np.ceil(int(rollouts.num_steps[i]) / stride))
         name, solved = f"imagined-{i}.mp4", bool(rollouts.success[i])
         frames = rollouts.video[i, :length].numpy()
-        write_video(job.folder.path / "videos" / name, frames, fps=max(1, job.fps // stride // 2))
+        write_video(job.root.path / "videos" / name, frames, fps=max(1, job.fps // stride // 2))
         caption = f"Improved policy, {'judged solved' if solved else 'not solved'} in imagination"
         index.append({"file": name, "section": "imagined", "caption": caption})
     return index

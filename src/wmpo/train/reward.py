@@ -32,7 +32,7 @@ from wmpo.train.fit import FitConfig, fit
 class RewardTraining:
     """Training of the success classifier."""
 
-    fit: FitConfig = field(default_factory=lambda: FitConfig(num_steps=500, batch_size=64, learning_rate=1e-3))
+    fit: FitConfig = field(default_factory=lambda: FitConfig(num_steps=350, batch_size=64, learning_rate=1e-3))
     "The training loop."
     max_shift: int = 2
     "Pictures are moved at random by up to this many pixels."
@@ -153,7 +153,10 @@ def calibrate(model: SmallReward, real: Sequence[LabelledVideo], imagined: Seque
         score = peaks(model, videos)
         threshold = best_threshold(score, truth)
         predicted = np.array([score[i] > _without(i, score, truth, threshold) for i in range(len(truth))])
-        measured[name] = {"threshold": threshold} | asdict(rates(predicted, truth)) | _curves(score, truth)
+        measured[name] = {
+            "threshold": threshold, "called": float(predicted.mean()),
+            **asdict(rates(predicted, truth)), **_curves(score, truth),
+        }  # fmt: skip
     model.threshold = measured["threshold"] = measured["imagined"]["threshold"]
     return measured
 

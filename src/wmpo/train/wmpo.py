@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from wmpo.checkpoint import load_tensors, save_tensors
-from wmpo.evaluation.audit import Audit, AuditConfig, better, parted
+from wmpo.evaluation.audit import Audit, AuditConfig, better, parted, signed
 from wmpo.protocols import Policy, Sampler
 from wmpo.report.run import StageLog
 from wmpo.rl.grpo import GRPOConfig, GRPOLearner, minibatches
@@ -26,8 +26,8 @@ from wmpo.types import Starts
 class ImproveConfig:
     """GRPO in imagination."""
 
-    num_iterations: int = 12
-    "Iterations of imagine, compare, learn, publish, check."
+    num_iterations: int = 4
+    "Iterations of imagine, compare, learn, publish, check in a round."
     temperature: float = 1.0
     "Sampling temperature of imagined episodes."
     groups: GroupConfig = field(default_factory=GroupConfig)
@@ -64,13 +64,15 @@ def improve(
     seed: int,
     checkpoint: Path,
     log: StageLog,
+    begun: bool = False,
 ) -> dict[str, Any]:
     """Trains the learner's policy in place and leaves the best audited one in it.
 
     The first audit is of the base policy: later ones, on the same starts, are compared with it. Without audits
     (``max_episodes`` below ``num_episodes``) the last policy is kept.
 
-    Raises ValueError when no group is ever mixed: such a dream teaches nothing.
+    Raises ValueError when no group is ever mixed: such a dream teaches nothing, unless the policy has been improved
+    before (``begun``).
     """
     progress = _restore(learner, checkpoint, log)
     sampler.load(learner.publish())
@@ -83,7 +85,7 @@ def improve(
             sampler, starts, config.groups, temperature=config.temperature, seed=seed, iteration=iteration
         )
         if episodes.kept is None:
-            progress.stopped = _nothing_to_learn(episodes, iteration)
+            progress.stopped = _nothing_to_learn(episodes, begun or iteration > 0)
             break
         metrics = [
             learner.step(part)  # learn
@@ -112,21 +114,20 @@ def _check(progress: _Progress, found: Audit, learner: GRPOLearner, checkpoint: 
     reason = parted(found, progress.audits)
     verdict = reason or "solves fewer of the starts than before, but that may be chance: not preferred"
     if not reason and better(found, progress.audits):
-        verdict = "as good as before or better: preferred" if progress.audits else "the base policy"
+        verdict = "as good as before or better: preferred" if progress.audits else "the policy to start from"
         progress.kept = found.iteration
         save_tensors(_best(checkpoint), learner.publish(), {"iteration": found.iteration})
     progress.audits.append(replace(found, verdict=verdict))
     progress.stopped = reason
-    j = "undefined" if found.j is None else f"{found.j:+.2f}"
     log.note(
         f"audit after {found.iteration} iterations: real {100 * found.real:.0f} %, imagined "
-        f"{100 * found.imagined:.0f} %, J {j} (n = {found.n}); {progress.audits[-1].verdict}"
+        f"{100 * found.imagined:.0f} %, J {signed(found.j)} (n = {found.n}); {progress.audits[-1].verdict}"
     )
 
 
-def _nothing_to_learn(episodes: GroupedRollouts, iteration: int) -> str:
+def _nothing_to_learn(episodes: GroupedRollouts, begun: bool) -> str:
     what = f"imagined success is {100 * episodes.success:.0f} % and none of {episodes.num_groups} groups is mixed"
-    if iteration == 0:
+    if not begun:
         raise ValueError(
             f"{what}, so there is nothing to compare; raise improve.groups.max-rounds or improve.temperature, "
             "collect with a policy that succeeds sometimes, or check the reward model's TPR and FPR in the report"

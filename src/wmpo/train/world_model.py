@@ -28,21 +28,29 @@ class WorldModelTraining:
     """Training of the video model."""
 
     fit: FitConfig = field(
-        default_factory=lambda: FitConfig(num_steps=1400, batch_size=16, learning_rate=1e-3, ema=0.995)
+        default_factory=lambda: FitConfig(num_steps=800, batch_size=16, learning_rate=1e-3, ema=0.995)
     )
     "The training loop."
     pretrain_share: float = 0.05
     "Part of the steps that see demonstrations only; the rest sees the policy's episodes too."
+    refresh_share: float = 0.5
+    "Later rounds go on from the last round's world model for this part of the steps."
     max_unroll: int = 3
     "The context of a training clip is imagined for up to this many frames, so that the model meets its own errors."
     unroll_from: float = 0.3
     "Part of the steps before which contexts are never imagined: early errors teach nothing and cost time."
     context_noise: float = 0.15
     "Noisy-frame conditioning: context latents get noise of up to this many standard deviations, pictures a third."
-    check_every: int = 350
+    check_every: int = 200
     "Steps between checks on held-out episodes."
     patience: int = 3
     "Training stops when this many checks in a row bring no improvement."
+
+    def refreshed(self) -> WorldModelTraining:
+        """For a model that is good already: fewer steps, a smaller rate, and its own errors from the first step on."""
+        num_steps = max(1, round(self.refresh_share * self.fit.num_steps))
+        fit = replace(self.fit, num_steps=num_steps, learning_rate=0.7 * self.fit.learning_rate)
+        return replace(self, fit=fit, pretrain_share=0.0, unroll_from=0.0)
 
 
 class FrameClips:

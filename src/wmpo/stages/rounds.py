@@ -1,0 +1,86 @@
+"""What ties rounds together: which policy a round begins with, and what its episodes say about the dream before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from wmpo.data.episode import Episode
+from wmpo.envs.imagined import ImaginedEnv
+from wmpo.evaluation.audit import judge
+from wmpo.evaluation.statistics import newcombe
+from wmpo.policy.small import SmallPolicy
+from wmpo.stages import models
+from wmpo.stages.job import Job
+
+
+def policy_of(job: Job, number: int) -> SmallPolicy:
+    """The policy that plays in a round: the base policy in the first, later that of the round before."""
+    return models.load_policy(*((job.root, "base") if number == 1 else (job.folder_of(number - 1), "improved")))
+
+
+def imagined_env(job: Job, number: int) -> ImaginedEnv:
+    """The dream as a round has learned it."""
+    return ImaginedEnv(
+        models.load_world_model(job.folder_of(number)),
+        models.load_reward(job.folder_of(number)),
+        chunk_size=job.experiment.policy.chunk_size,
+        max_chunks=job.experiment.max_chunks,
+        seed=job.seed + 100 * (number - 1),
+        share_noise=job.experiment.improve.share_noise,
+    )
+
+
+def look_back(job: Job, episodes: Sequence[Episode]) -> dict[str, Any]:
+    """A later round's new episodes, which nothing has learned from yet, as an audit of the dream in which their policy
+    was trained. Where that policy has clearly got worse, ``begins_with`` names the round whose policy goes on."""
+    before, iteration = imagined_env(job, job.round - 1), (job.round - 1) * job.experiment.improve.num_iterations
+    found = judge(
+        episodes, before.world_model, before.reward_model,
+        chunk_size=before.chunk_size, seed=job.seed, iteration=iteration,
+    )  # fmt: skip
+    begins_with = job.round
+    counts = [_count(job, number) for number in range(1, job.round)]
+    best = max(range(len(counts)), key=lambda i: counts[i][0] / counts[i][1])
+    now = sum(found.solved), found.n
+    verdict = f"the policy of round {job.round - 1}: training goes on"
+    if newcombe(counts[best], now)[0] > 0:
+        begins_with = best + 1
+        rate = 100 * counts[best][0] / counts[best][1]
+        verdict = f"real success fell from {rate:.0f} %: training goes on from the policy that had it"
+    return {"audit": asdict(replace(found, verdict=verdict)), "begins_with": begins_with}
+
+
+def opening_audit(job: Job) -> dict[str, Any]:
+    """What a round knows of the dream before it trains in it."""
+    collected = job.folder.summary("collect") or {}
+    if "audit" in collected:
+        return collected["audit"]
+    measured = (job.folder.summary("reward") or {})["imagined"]
+    figures = {key: measured[key] for key in ("j", "j_interval", "n")}
+    real, imagined = measured["positives"] / measured["n"], measured["called"]
+    return {"iteration": 0, "real": real, "imagined": imagined, **figures, "verdict": "the base policy"}
+
+
+def _count(job: Job, number: int) -> tuple[int, int]:
+    """Solved and played in a round's collection."""
+    summary = job.folder_of(number).summary("collect") or {}
+    return round(summary["success"] * summary["episodes"]), summary["episodes"]
+
+
+def counted_on(job: Job, summary: dict[str, Any], begins_with: int) -> dict[str, Any]:
+    """A round's summary of ``improve`` with iterations counted over the whole run and the round's opening audit.
+
+    The audit of held-out episodes, with which a last round begins, is left out: several policies played them.
+    """
+    each = job.experiment.improve.num_iterations
+    done = (job.round - 1) * each
+    later = [audit | {"iteration": done + audit["iteration"]} for audit in summary["audits"] if audit["iteration"] > 0]
+    kept = summary["kept_iteration"]
+    counted = {
+        "audits": [opening_audit(job), *later],
+        "iteration": done + summary["iteration"],
+        "kept_iteration": done + kept if kept else (begins_with - 1) * each,
+    }
+    return {key: value for key, value in summary.items() if key != "kept"} | counted
