@@ -15,6 +15,9 @@ from typing import Any
 
 import pytest
 
+from wmpo.report.run import RunFolder
+from wmpo.stages.job import Job, saved_experiment
+
 WMPO = [sys.executable, "-m", "wmpo.cli"]
 
 
@@ -59,12 +62,20 @@ def test_a_run_ends_with_results_a_report_and_an_honest_ledger(finished: Path) -
     assert results["real_episodes"] == dict(sorted(Counter(row["purpose"] for row in rows).items()))
     assert results["real_episodes"]["collection"] == 16
     starts = {p: {row["start"] for row in rows if row["purpose"] == p} for p in results["real_episodes"]}
-    held_out = {row["start"] for row in [row for row in rows if row["purpose"] == "collection"][-8:]}
-    learned = starts["demonstrations"] | starts["collection"] - held_out
+    _, experiment, seed = saved_experiment(finished) or pytest.fail("no configuration")
+    learned, held_out = (
+        {e.start for e in part} for part in Job(RunFolder(finished), experiment, seed, round=2).collected()
+    )
+    assert (len(learned), len(held_out)) == (8, 8) and learned | held_out == starts["collection"]
+    learned |= starts["demonstrations"]
     assert not learned & starts["audit"] and not (learned | held_out | starts["validation"]) & starts["test"]
     assert starts["audit"] <= held_out
+    assert Counter(row["policy"] for row in rows if row["purpose"] == "collection") == {"base": 11, "round 1": 5}
+    assert [audit["iteration"] for audit in results["audits"]] == [0, 2, 3, 4]
+    assert [each["episodes"] for each in results["rounds"]] == [11, 5]
     assert "</html>" in (finished / "report.html").read_text()
-    assert not list((finished / "unfinished").iterdir())
+    for folder in (finished, finished / "round-2"):
+        assert not list((folder / "unfinished").iterdir())
 
 
 def test_finished_stages_are_not_run_again(finished: Path) -> None:
@@ -73,10 +84,35 @@ def test_finished_stages_are_not_run_again(finished: Path) -> None:
     assert (finished / "ledger.jsonl").read_bytes() == before
 
 
+def test_a_stage_alone_goes_round_by_round(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "runs/tiny")
+    assert "round-2/stages/reward.json" in wmpo("reward", "tiny", cwd=tmp_path).stderr
+    (tmp_path / "runs/tiny/round-2/stages/reward.json").unlink()
+    assert "needs the stage reward" in refused("improve", "tiny", cwd=redo(tmp_path, "improve"))
+    assert wmpo("reward", "tiny", cwd=tmp_path).returncode == 0
+    again, once = (
+        json.loads((p / "round-2/stages/reward.json").read_text()) for p in (tmp_path / "runs/tiny", finished)
+    )
+    assert again | {"seconds": 0} == once | {"seconds": 0}
+    (tmp_path / "runs/tiny/stages/improve.json").unlink()
+    shutil.rmtree(tmp_path / "runs/tiny/round-2")
+    assert "next round begins when improve is complete" in wmpo("collect", "tiny", cwd=tmp_path).stderr
+
+
+def redo(place: Path, stage: str) -> Path:
+    """Lets a stage of the second round be run again."""
+    (place / f"runs/tiny/round-2/stages/{stage}.json").unlink()
+    return place
+
+
 @pytest.mark.timeout(240)
 def test_killed_at_any_stage_it_resumes_to_the_same_numbers(finished: Path, tmp_path: Path) -> None:
     folder = tmp_path / "runs/tiny"
-    signs = ("data/collected/meta/info.json", "unfinished/world-model.safetensors", "unfinished/improve.safetensors")
+    signs = (
+        "data/collected/meta/info.json", "unfinished/world-model.safetensors", "unfinished/improve.safetensors",
+        "round-2/data/collected/meta/info.json", "round-2/unfinished/world-model.safetensors",
+        "round-2/unfinished/improve.safetensors",
+    )  # fmt: skip
     for sign in signs:
         process = subprocess.Popen(
             [*WMPO, "run", "tiny"],

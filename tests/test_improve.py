@@ -12,7 +12,7 @@ import torch
 from miniatures import BINS, BanditEnv, TablePolicy, some_starts
 from torch import Tensor
 
-from wmpo.evaluation.audit import Audit, AuditConfig
+from wmpo.evaluation.audit import Audit, AuditConfig, fallen
 from wmpo.execution.local import LocalSampler
 from wmpo.policy.codec import ActionCodec
 from wmpo.protocols import Policy
@@ -53,7 +53,7 @@ class Auditor:
 
 
 def run(
-    path: Path, audit: Auditor, env: BanditEnv | None = None, config: ImproveConfig = CONFIG
+    path: Path, audit: Auditor, env: BanditEnv | None = None, config: ImproveConfig = CONFIG, *, begun: bool = False
 ) -> tuple[dict, Tensor]:
     def policy() -> TablePolicy:
         return TablePolicy(CODEC, torch.zeros(CODEC.num_tokens, BINS))
@@ -61,7 +61,7 @@ def run(
     folder, learner = RunFolder(path), GRPOLearner(policy(), config.grpo, temperature=config.temperature)
     summary = improve(
         LocalSampler(env or BanditEnv(2, 3), policy()), learner, some_starts(8), config, audit,
-        seed=0, checkpoint=folder.checkpoint("improve"), log=StageLog(folder, "improve", quiet=True),
+        seed=0, checkpoint=folder.checkpoint("improve"), log=StageLog(folder, "improve", quiet=True), begun=begun,
     )  # fmt: skip
     assert isinstance(learner.policy, TablePolicy)
     return summary, learner.policy.logits.detach()
@@ -127,6 +127,26 @@ def test_a_dream_without_mixed_groups_teaches_nothing_and_says_so(
 ) -> None:
     with pytest.raises(ValueError, match=f"imagined success is {rate} and none of 1[02] groups is mixed"):
         run(tmp_path, Auditor({}), BanditEnv(low, high))
+
+
+def test_a_policy_of_an_earlier_round_may_have_learned_all_that_there_is(tmp_path: Path) -> None:
+    summary, _ = run(tmp_path, Auditor({}), BanditEnv(-9, 9), begun=True)
+    assert "no more to teach" in summary["stopped"] and summary["iteration"] == 0
+
+
+@pytest.mark.parametrize(
+    ("earlier", "now", "returns_to"),
+    [
+        ([(20, 64)], (10, 32), None),
+        ([(20, 64)], (5, 32), None),
+        ([(20, 64), (28, 32)], (5, 32), 1),
+        ([(40, 64)], (0, 32), 0),
+    ],
+)
+def test_only_a_clear_fall_leads_back_to_an_earlier_policy(
+    earlier: list[tuple[int, int]], now: tuple[int, int], returns_to: int | None
+) -> None:
+    assert fallen(earlier, now) == returns_to
 
 
 def test_when_imagination_has_no_more_to_teach_training_ends_well(tmp_path: Path) -> None:

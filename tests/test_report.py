@@ -15,6 +15,7 @@ import pytest
 
 from wmpo import report
 from wmpo.report.headline import trust, verdict
+from wmpo.report.reading import read_run
 from wmpo.report.render import render
 from wmpo.report.video import side_by_side, strip, write_video
 
@@ -100,6 +101,21 @@ def metrics(stage: str) -> list[dict[str, Any]]:
     return rows
 
 
+def write_second_round(path: Path) -> None:
+    """To a finished run: two rounds of 16 iterations, the second one's figures unlike the first one's."""
+    config = json.loads((path / "config.json").read_text())
+    config["config"] |= {"num_rounds": 2, "num_iterations": 16}
+    (path / "config.json").write_text(json.dumps(config))
+    figures = {
+        "collect": {"episodes": 42, "success": 0.625}, "world-model": {"ratio_last": 1.07},
+        "reward": {"real": {"f1": 0.91}, "imagined": {"j": 0.44}}, "improve": {"audits": [audit(16, 0.62, 0.7, 0.4)]},
+    }  # fmt: skip
+    (path / "round-2/stages").mkdir(parents=True)
+    for stage, summary in figures.items():
+        (path / f"round-2/stages/{stage}.json").write_text(json.dumps({"seconds": 100.0, **summary}))
+    write_lines(path / "round-2/metrics/improve.jsonl", metrics("improve")[1:])
+
+
 def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -183,6 +199,19 @@ class Page(HTMLParser):
 
 def rendered(run: Path) -> Page:
     return Page(render(run).read_text())
+
+
+def test_rounds_are_told_apart_and_added_up(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "quickstart", stages=len(STAGES) - 1)
+    write_second_round(run)
+    page = rendered(run)
+    assert "13 of 13 stages" not in page.text["top"] and "11 of 12 stages" in page.text["top"]
+    for figure in ("42", "62.5 %", "1.07×", "0.91", "0.44"):
+        assert figure in page.text["rounds"]
+    read = read_run(run)
+    assert [row["iteration"] for row in read.metrics["improve"]][-1] == 32
+    assert read.seconds["improve"] == 133.5 and read.audits == [audit(16, 0.62, 0.7, 0.4)]
+    assert "rounds" not in rendered(write_run(tmp_path / "single")).text
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from typing import Any, get_args
 import pytest
 
 from wmpo.checkpoint import load_tensors
-from wmpo.config import Experiment, flatten, from_json, to_json
-from wmpo.data.splits import Split, simulator_starts, start_seeds
+from wmpo.config import CollectConfig, Experiment, flatten, from_json, to_json
+from wmpo.data.splits import Split, hold_out, simulator_starts, start_seeds
 from wmpo.evaluation.audit import AuditConfig
 from wmpo.recipes import RECIPES, recipe
 from wmpo.stages.pretrain import check_pretrained, pretrained_path
@@ -54,6 +54,31 @@ def test_starts_continue_where_an_earlier_request_ended() -> None:
 def test_asking_for_more_starts_than_there_are_is_refused(seed: int, first: int, count: int) -> None:
     with pytest.raises(ValueError, match=r"--seed must be in 0\.\.99|only 100000 start states"):
         start_seeds("collection", seed, first, count)
+
+
+@pytest.mark.parametrize(("num_solved", "count"), [(0, 4), (3, 6), (11, 2), (12, 4), (20, 5)])
+def test_held_out_episodes_hold_their_share_of_successes(num_solved: int, count: int) -> None:
+    success = [(7 * i) % 20 < num_solved for i in range(20)]
+    apart = hold_out(success, count)
+    assert len(apart) == count and apart <= set(range(20))
+    assert abs(sum(success[i] for i in apart) - count * num_solved / 20) < 1
+    assert not any(success) or hold_out(success, 1) <= set(range(20))
+
+
+@pytest.mark.parametrize(
+    ("num_rounds", "shares"), [(1, [(128, 32)]), (2, [(86, 22), (42, 10)]), (3, [(64, 16), (32, 8)])]
+)
+def test_rounds_share_the_budget_and_no_more(num_rounds: int, shares: list[tuple[int, int]]) -> None:
+    found = recipe("quickstart").collect.shares(num_rounds)
+    assert len(found) == num_rounds and found[: len(shares)] == shares
+    assert [sum(column) for column in zip(*found, strict=True)] == [128, 32]
+
+
+def test_rounds_without_an_episode_held_out_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"a round would have 3 episodes and hold 0 of them out.*num_rounds 4"):
+        dataclasses.replace(
+            recipe("tiny"), num_rounds=4, collect=CollectConfig(num_episodes=16, num_held_out=4)
+        ).validate()
 
 
 def test_a_start_is_its_own_identity() -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from wmpo.data.episode import Episode
-from wmpo.evaluation.statistics import rates, wilson
+from wmpo.evaluation.statistics import newcombe, rates, wilson
 from wmpo.evaluation.world_model import replay
 from wmpo.protocols import RewardModel, WorldModel
 from wmpo.reward.detector import score_video
@@ -99,6 +99,13 @@ def better(found: Audit, earlier: Sequence[Audit]) -> bool:
     """Whether to prefer this policy to all before it. An audit is small, and a policy that trained on in a dream which
     follows reality is more likely better than worse: it must not have lost more than one standard error."""
     return _loss(_best([found, *earlier]), found) <= 1
+
+
+def fallen(earlier: Sequence[tuple[int, int]], now: tuple[int, int]) -> int | None:
+    """Which earlier policy to return to when the present one solves fewer of other starts than chance explains (95 %
+    interval of the difference to the best); None: none. Policies are (solved, played)."""
+    best = max(range(len(earlier)), key=lambda i: earlier[i][0] / earlier[i][1])
+    return best if newcombe(earlier[best], now)[0] > 0 else None
 
 
 def _best(audits: Sequence[Audit]) -> Audit:

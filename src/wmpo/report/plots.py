@@ -126,12 +126,18 @@ def success(base: Mapping[str, Any], improved: Mapping[str, Any]) -> str:
     return small(draw, "Real success of the base and the improved policy by decoding")
 
 
-def learning(rows: Rows, audits: Rows, base: float | None, kept: int | None) -> str:
-    """Imagined success while training, with what the real audits found."""
+def learning(rows: Rows, audits: Rows, base: float | None, kept: int | None, rounds: Sequence[int] = ()) -> str:
+    """Imagined success while training, with what the real audits found. ``rounds`` are iterations after which a new
+    round began: there imagined success breaks, because it is another dream."""
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        axes.plot(*column(rows, "iteration", "imagined_success"), color=DREAM, label="imagined, in training")
+        ends = [*rounds, math.inf]
+        for begin, end in zip([-math.inf, *rounds], ends, strict=True):
+            x, y = column([row for row in rows if begin < row["iteration"] <= end], "iteration", "imagined_success")
+            axes.plot(x, y, color=DREAM, label=None if end < ends[-1] else "imagined, in training")
+        for end in rounds:
+            axes.axvline(end + 0.5, color=GRID, linewidth=1.2, label=None if end < ends[-2] else "new round")
         x, y = column(audits, "iteration", "imagined")
         axes.plot(x, y, "D", markerfacecolor=PAPER, color=DREAM, label="imagined, in an audit")
         played = [a for a in audits if a.get("n") and isinstance(a.get("real"), int | float)]

@@ -46,7 +46,9 @@ class Run:
 
     @property
     def audits(self) -> list[dict[str, Any]]:
-        return [audit for done in self.rounds for audit in done.get("improve", {}).get("audits", [])]
+        """Of the whole run, or of what is complete of it."""
+        so_far = [audit for done in self.rounds for audit in done.get("improve", {}).get("audits", [])]
+        return self.results.get("audits", so_far)
 
     @property
     def todo(self) -> list[tuple[str, bool]]:

@@ -11,11 +11,11 @@ from typing import Any
 from wmpo.report import page, plots
 from wmpo.report.headline import headline, trust
 from wmpo.report.page import between, cell, duration, esc, number, percent, signed, table, tiles
-from wmpo.report.reading import Run, read_run
+from wmpo.report.reading import REPEATED, Run, read_run
 
 PURPOSES = {
     "demonstrations": "the expert's, to clone the base policy",
-    "collection": "the base policy's, to train world model and classifier",
+    "collection": "the policy's, to train world model and classifier",
     "validation": "to choose how to decode",
     "audit": "to check the dream while the policy improves",
     "test": "to measure; never learned from",
@@ -38,6 +38,7 @@ def render(run: Path) -> Path:
         ("results", "Results", _results(read)),
         ("learning", "Learning in imagination", _learning(read)),
         ("audits", "Audits", _audits(read)),
+        *([("rounds", "Rounds", _rounds(read))] if len(read.rounds) > 1 else []),
         ("dream", "Can the dream be trusted?", _dream(read)),
         ("classifier", "Success classifier", _reward(read)),
         ("videos", "Before and after", _before_after(read)),
@@ -94,7 +95,7 @@ def _learning(run: Run) -> str:
     if not rows:
         return unfinished + more
     base = run.results.get("base", {}).get("sampled", {}).get("success")
-    curve = plots.learning(rows, run.audits, base, run.part("kept_iteration", "improve"))
+    curve = plots.learning(rows, run.audits, base, run.part("kept_iteration", "improve"), _ends(run))
     health = plots.panels({title: plots.column(rows, "iteration", key) for key, title in HEALTH.items()}, "Health", 6)
     lead = (
         "The policy practises in the world model only. The line is what the dream believes; the dots, with 95\u202f% "
@@ -103,6 +104,12 @@ def _learning(run: Run) -> str:
     stopped = run.part("stopped", "improve")
     end = f"<p class=note>Why training ended: {esc(stopped)}.</p>" if stopped else ""
     return f"<p class=lead>{lead}</p>{unfinished}{curve}{end}<h3>Health of training, by iteration</h3>{health}{more}"
+
+
+def _ends(run: Run) -> list[int]:
+    """Iterations after which another round began."""
+    each = run.setting("num_iterations") or 1
+    return [i * each for i, done in enumerate(run.rounds) if i and "collect" in done]
 
 
 def _audits(run: Run) -> str:
@@ -122,12 +129,53 @@ def _audits(run: Run) -> str:
         for audit in audits
     ]
     lead = (
-        "Now and then the policy plays real validation starts, and the world model replays the very same actions. J is "
-        "the share of real successes that the dream sees too, less the share of real failures that it takes for "
-        "successes: 1 is perfect; 0 or less means that success in the dream says nothing about reality."
+        "Now and then the policy plays real episodes, and the world model replays the very same actions. J is the "
+        "share of real successes that the dream sees too, less the share of real failures that it takes for successes: "
+        "1 is perfect; 0 or less means that success in the dream says nothing about reality. The base policy's are "
+        "held-out episodes. When a round begins, its new episodes, from which nothing has learned yet, judge the dream "
+        "of the round before; the last policies play from the starts of held-out episodes."
     )
     head = ["iteration", "real", "imagined", "J", "episodes", "<p>verdict</p>"]
     return f"<p class=lead>{lead}</p><p class='say {tone}'>{sentence}</p>" + table(head, rows)
+
+
+def _rounds(run: Run) -> str:
+    rows = []
+    each = run.setting("num_iterations") or 1
+    for i, done in enumerate(run.rounds):
+        collected, model, reward = (done.get(stage, {}) for stage in ("collect", "world-model", "reward"))
+        dreamt = [
+            row["imagined_success"] for row in run.metrics["improve"] if i * each < row["iteration"] <= i * each + each
+        ]
+        seconds = [done[stage]["seconds"] for stage in REPEATED if stage in done]
+        rows.append(
+            [
+                f"{i + 1}",
+                f"{collected.get('episodes', page.MISSING)}",
+                percent(collected.get("success")),
+                number(model.get("ratio_last"), 2, "×"),
+                number(reward.get("real", {}).get("f1"), 2),
+                number(reward.get("imagined", {}).get("j"), 2),
+                " → ".join(percent(value) for value in (dreamt[0], dreamt[-1])) if dreamt else page.MISSING,
+                duration(sum(seconds)) if seconds else page.MISSING,
+            ]
+        )
+    lead = (
+        "A round collects real episodes with the policy as it is, goes on training the world model with them, trains "
+        "the classifier anew and lets the policy practise. So the dream is learned again where the policy now goes."
+    )
+    note = "Success is that of the policy with which the round begins. Replays, F1 and J are of held-out episodes."
+    head = [
+        "round",
+        "episodes",
+        "solved",
+        "replays, to tokenizer",
+        "F1, real",
+        "J, replays",
+        "imagined success",
+        "time",
+    ]
+    return f"<p class=lead>{lead}</p>" + table(head, rows, note)
 
 
 def _dream(run: Run) -> str:

@@ -8,8 +8,7 @@ from typing import Any
 
 from wmpo.data.episode import Episode
 from wmpo.envs.imagined import ImaginedEnv
-from wmpo.evaluation.audit import judge
-from wmpo.evaluation.statistics import newcombe
+from wmpo.evaluation.audit import fallen, judge
 from wmpo.policy.small import SmallPolicy
 from wmpo.stages import models
 from wmpo.stages.job import Job
@@ -40,15 +39,14 @@ def look_back(job: Job, episodes: Sequence[Episode]) -> dict[str, Any]:
         episodes, before.world_model, before.reward_model,
         chunk_size=before.chunk_size, seed=job.seed, iteration=iteration,
     )  # fmt: skip
-    begins_with = job.round
-    counts = [_count(job, number) for number in range(1, job.round)]
-    best = max(range(len(counts)), key=lambda i: counts[i][0] / counts[i][1])
-    now = sum(found.solved), found.n
-    verdict = f"the policy of round {job.round - 1}: training goes on"
-    if newcombe(counts[best], now)[0] > 0:
-        begins_with = best + 1
-        rate = 100 * counts[best][0] / counts[best][1]
-        verdict = f"real success fell from {rate:.0f} %: training goes on from the policy that had it"
+    earlier = [_count(job, number) for number in range(1, job.round)]
+    better = fallen(earlier, (sum(found.solved), found.n))
+    if better is None:
+        begins_with, verdict = job.round, f"the policy of round {job.round - 1}: training goes on"
+    else:
+        solved, played = earlier[better]
+        begins_with = better + 1
+        verdict = f"real success fell from {100 * solved / played:.0f} %: training goes on from the policy that had it"
     return {"audit": asdict(replace(found, verdict=verdict)), "begins_with": begins_with}
 
 
