@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,3 +100,36 @@ def best_threshold(score: Float[np.ndarray, " n"], truth: Bool[np.ndarray, " n"]
     best = np.flatnonzero(worth >= worth.max() - 1e-9)
     widest = best[np.argmax(np.minimum(levels[best + 1] - levels[best], 8.0))]
     return float(middles[widest])
+
+
+def pearson(x: Sequence[float], y: Sequence[float]) -> float:
+    """Linear correlation; NaN where one side does not vary."""
+    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return math.nan
+    return float(np.corrcoef(x, y)[0, 1])
+
+
+def mean_max_rank_violation(imagined: Sequence[float], real: Sequence[float]) -> float:
+    """MMRV (SIMPLER, arXiv 2405.05941): for each policy the largest real difference to one that imagination ranks the
+    other way round, averaged; 0 when every ranking is right. In units of ``real``."""
+    dreamt, found = np.asarray(imagined), np.asarray(real)
+    gap = np.abs(found[:, None] - found)
+    violated = (dreamt[:, None] < dreamt) != (found[:, None] < found)
+    return float((gap * violated).max(axis=1).mean())
+
+
+def auroc(score: Float[np.ndarray, " n"], truth: Bool[np.ndarray, " n"]) -> float:
+    """Chance that a true case scores higher than a false one, ties half; NaN when there is only one kind."""
+    high, low = score[truth], score[~truth]
+    if not len(high) or not len(low):
+        return math.nan
+    greater = (high[:, None] > low).mean() + 0.5 * (high[:, None] == low).mean()
+    return float(greater)
+
+
+def corrected_rate(called: float, tpr: float, fpr: float) -> float:
+    """The success rate behind a share of episodes that were called solved, given the caller's errors (Rogan & Gladen
+    1978), kept within 0..1; NaN where the caller tells nothing apart."""
+    if not tpr - fpr > 0:
+        return math.nan
+    return min(1.0, max(0.0, (called - fpr) / (tpr - fpr)))

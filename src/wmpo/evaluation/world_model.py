@@ -2,18 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from wmpo.data.episode import Episode
-from wmpo.protocols import WorldModel
+from wmpo.protocols import Context, WorldModel
 from wmpo.rng import row_normal
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One imagined chunk of a batch of replays, and what it was imagined from."""
+
+    episodes: list[int]
+    "Index of each row among the episodes given."
+    chunk: int
+    context: Context
+    actions: Float[Tensor, "B K A"]
+    noise: Float[Tensor, "B ..."]
+    before: UInt8[Tensor, "B h w 3"]
+    frames: UInt8[Tensor, "B F h w 3"]
+
+
 @torch.no_grad()
+def replay_steps(
+    model: WorldModel, episodes: Sequence[Episode], chunk_size: int, *, seed: int, batch: int = 64
+) -> Iterator[Step]:
+    """Imagines the recorded actions chunk by chunk, episodes of like length together. Shorter ones of a batch are
+    imagined to the length of the longest; what lies past their end means nothing."""
+    order = sorted(range(len(episodes)), key=lambda i: len(episodes[i].actions))
+    for begin in range(0, len(order), batch):
+        rows = order[begin : begin + batch]
+        start = torch.stack([torch.from_numpy(episodes[i].frames[0]) for i in rows])
+        context, before = model.begin(start.unsqueeze(1)), start
+        ids = [episodes[i].episode_id for i in rows]
+        for chunk in range(max(len(episodes[i].actions) // chunk_size for i in rows)):
+            actions = torch.stack([_chunk(episodes[i], chunk, chunk_size) for i in rows])
+            noise = row_normal(seed, "replay", ids, chunk, model.noise_shape(chunk_size))
+            frames, following = model.imagine(context, actions, noise)
+            yield Step(rows, chunk, context, actions, noise, before, frames)
+            context, before = following, frames[:, -1]
+
+
 def replay(
     model: WorldModel, episodes: Sequence[Episode], chunk_size: int, *, seed: int, batch: int = 64
 ) -> list[UInt8[Tensor, "L h w 3"]]:
@@ -21,30 +55,12 @@ def replay(
 
     Videos hold the start frame and then one frame every ``model.frame_stride`` actions.
     """
-    videos: list[Tensor] = []
-    order = sorted(range(len(episodes)), key=lambda i: len(episodes[i].actions))
-    done: dict[int, Tensor] = {}
-    for begin in range(0, len(order), batch):
-        rows = order[begin : begin + batch]
-        for i, video in zip(rows, _replay(model, [episodes[i] for i in rows], chunk_size, seed), strict=True):
-            done[i] = video
-    videos = [done[i] for i in range(len(episodes))]
-    return videos
-
-
-def _replay(model: WorldModel, episodes: list[Episode], chunk_size: int, seed: int) -> list[Tensor]:
-    start = torch.stack([torch.from_numpy(e.frames[0]) for e in episodes])
-    lengths = [len(e.actions) // chunk_size for e in episodes]
-    context, frames = model.begin(start.unsqueeze(1)), [start.unsqueeze(1)]
-    ids = [e.episode_id for e in episodes]
-    for chunk in range(max(lengths)):
-        actions = torch.stack([_chunk(e, chunk, chunk_size) for e in episodes])
-        noise = row_normal(seed, "replay", ids, chunk, model.noise_shape(chunk_size))
-        imagined, context = model.imagine(context, actions, noise)
-        frames.append(imagined)
-    video = torch.cat(frames, dim=1)
-    per_chunk = chunk_size // model.frame_stride
-    return [video[i, : 1 + length * per_chunk] for i, length in enumerate(lengths)]
+    videos = [[torch.from_numpy(episode.frames[:1])] for episode in episodes]
+    for step in replay_steps(model, episodes, chunk_size, seed=seed, batch=batch):
+        for i, frames in zip(step.episodes, step.frames, strict=True):
+            if step.chunk < len(episodes[i].actions) // chunk_size:
+                videos[i].append(frames)
+    return [torch.cat(video) for video in videos]
 
 
 def _chunk(episode: Episode, chunk: int, chunk_size: int) -> Tensor:
