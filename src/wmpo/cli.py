@@ -15,7 +15,7 @@ import tyro
 from wmpo.config import Experiment
 from wmpo.recipes import RECIPES, recipe
 from wmpo.report.render import render
-from wmpo.stages import learn, measure, pretrain, record
+from wmpo.stages import fidelity, learn, measure, pretrain, record
 from wmpo.stages.job import REPEATED, Job, open_job, saved_experiment
 
 SUMMARIES: dict[str, tuple[Callable[[Job], None], str]] = {
@@ -27,8 +27,11 @@ SUMMARIES: dict[str, tuple[Callable[[Job], None], str]] = {
     "reward": (learn.reward, "learn to recognise success, and calibrate it"),
     "improve": (learn.improve, "GRPO in imagination, watched by audits"),
     "evaluate": (measure.evaluate, "base against improved policy on the same real test starts"),
+    "fidelity": (fidelity.fidelity, "how far the dream can be trusted: more measurements of a complete run"),
     "pretrain": (pretrain.pretrain, "remake the tokenizer and world model that runs begin with"),
 }
+APART = ("fidelity", "pretrain")
+"""Stages that ``run`` does not run."""
 COMMANDS = [name for name in SUMMARIES if name != "tokenizer"] + ["report", "run"]
 
 
@@ -49,10 +52,10 @@ class Settings:
 
 def usage() -> str:
     width = max(map(len, COMMANDS))
-    about = {name: SUMMARIES[name][1] for name in COMMANDS if name in SUMMARIES and name != "pretrain"}
+    about = {name: SUMMARIES[name][1] for name in COMMANDS if name in SUMMARIES and name not in APART}
     about["report"] = "write report.html from the run's folder"
     about["run"] = "all of the above, those from collect to improve in rounds, resuming where it stopped"
-    about["pretrain"] = f"{SUMMARIES['pretrain'][1]}; no part of a run"
+    about |= {name: f"{SUMMARIES[name][1]}; no part of run" for name in APART}
     lines = [f"  {name:{width}}  {text}" for name, text in about.items()]
     return "\n".join(
         [
@@ -120,7 +123,8 @@ def _main(args: list[str]) -> None:
 def _stages(job: Job, command: str) -> None:
     """Runs what is not complete: of everything, or of one command's stages those of the first round that lacks them."""
     stages = {"world-model": ("tokenizer", "world-model")}.get(command, (command,))
-    order = [("pretrain", 1)] if command == "pretrain" else _order(job.experiment.num_rounds)
+    last = job.experiment.num_rounds
+    order = [(command, last if command == "fidelity" else 1)] if command in APART else _order(last)
     missing = []
     for stage, job.round in order:
         if (command == "run" or stage in stages) and job.place(stage).summary(stage) is None:
@@ -128,7 +132,7 @@ def _stages(job: Job, command: str) -> None:
     if command != "run":
         missing = [(stage, number) for stage, number in missing if number == missing[0][1]]
         job.round = missing[0][1] - 1 if missing else job.experiment.num_rounds
-        begun = job.round == 0 or command == "evaluate" or job.folder.summary("improve") is not None
+        begun = job.round == 0 or command not in REPEATED or job.folder.summary("improve") is not None
         if not missing or not begun:
             path = job.place(command).path / "stages" / f"{command}.json"
             more = f"its next round begins when improve is complete in {job.folder.path}" if missing else ""

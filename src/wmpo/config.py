@@ -70,6 +70,18 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FidelityConfig:
+    """What ``wmpo fidelity`` measures."""
+
+    num_starts: int = 64
+    "Validation starts from which each policy plays, really and in the dream."
+    temperatures: tuple[float, ...] = (0.0, 1.0)
+    "Decodings of each round's policy; each is a policy of its own strength."
+    num_videos: int = 4
+    "Worst replays that are shown."
+
+
+@dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
     """Pretraining of tokenizer and world model over many tasks (``wmpo pretrain``)."""
 
@@ -118,6 +130,7 @@ class Experiment:
     reward_training: RewardTraining = field(default_factory=RewardTraining)
     improve: ImproveConfig = field(default_factory=ImproveConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    fidelity: FidelityConfig = field(default_factory=FidelityConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
 
     def validate(self) -> None:
@@ -187,10 +200,9 @@ _AT_MOST: dict[str, float] = {
 _AT_LEAST: dict[str, float] = {
     "num_episodes": 1, "num_steps": 1, "batch_size": 2, "learning_rate": 1e-12, "max_chunks": 1, "chunk_size": 1,
     "frame_stride": 1, "num_context": 1, "euler_steps": 1, "num_iterations": 1, "num_groups": 1, "max_rounds": 1,
-    "num_test": 2, "num_validation": 2, "num_throughput": 1, "num_minibatches": 1, "num_epochs": 1, "micro_batch": 1,
-    "every": 1, "check_every": 1, "window": 1, "num_bins": 2, "temperature": 0, "shard": 1, "num_replays": 1,
-    "warmup_steps": 1,
-    "num_rounds": 1, "refresh_share": 0.01,
+    "num_test": 2, "num_validation": 2, "num_starts": 2, "num_throughput": 1, "num_minibatches": 1, "num_epochs": 1,
+    "micro_batch": 1, "every": 1, "check_every": 1, "window": 1, "num_bins": 2, "temperature": 0, "shard": 1,
+    "num_replays": 1, "warmup_steps": 1, "num_rounds": 1, "refresh_share": 0.01,
     "num_workers": 0, "num_videos": 0, "temperatures": 0, "ema": 0, "channels": 8, "latent_channels": 1, "dim": 4,
     "depth": 1, "num_heads": 1, "blocks": 1, "condition": 8, "pretrain_share": 0, "unroll_from": 0, "dropout": 0,
 }  # fmt: skip

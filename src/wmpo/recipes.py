@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 from collections.abc import Callable
 
-from wmpo.config import CollectConfig, DemosConfig, EvaluateConfig, Experiment
+from wmpo.config import CollectConfig, DemosConfig, EvaluateConfig, Experiment, FidelityConfig
 from wmpo.envs.metaworld import MetaWorldConfig
 from wmpo.evaluation.audit import AuditConfig
 from wmpo.policy.small import SmallPolicyConfig
@@ -52,6 +52,7 @@ def tiny() -> Experiment:
             audit=AuditConfig(every=1, num_episodes=2, max_episodes=4),
         ),
         evaluate=EvaluateConfig(num_test=4, num_validation=2, temperatures=(0.0, 1.0), num_throughput=2, num_videos=1),
+        fidelity=FidelityConfig(num_starts=4, num_videos=1),
     )
 
 

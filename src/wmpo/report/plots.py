@@ -255,6 +255,21 @@ def reliability(reward: Mapping[str, Any]) -> str:
     return small(draw, "Reliability of the success classifier") if curves else ""
 
 
+def agreement(points: Sequence[tuple[float, float]]) -> str:
+    """(real, imagined) success of policies; on the diagonal the dream is right."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        axes.plot([0, 1], [0, 1], color=GRID, linewidth=1)
+        axes.plot(*zip(*points, strict=True), "o", color=DREAM, markersize=6)
+        axes.set_xlabel("real success")
+        axes.set_ylabel("imagined success")
+        _percent(axes)
+        _percent(axes, "x")
+
+    return small(draw, "Imagined against real success of policies")
+
+
 def stage_times(seconds: Mapping[str, float]) -> str:
     """Minutes by stage, in the order in which they ran."""
 

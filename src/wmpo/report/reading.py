@@ -28,6 +28,7 @@ class Run:
     episodes: list[dict[str, Any]]
     played_again: int
     results: dict[str, Any]
+    fidelity: dict[str, Any]
     videos: list[dict[str, str]]
 
     @property
@@ -97,6 +98,7 @@ def read_run(path: Path) -> Run:
         episodes=list(unique.values()),
         played_again=len(episodes) - len(unique),
         results=_json(path / "results.json", {}),
+        fidelity=_json(path / "stages" / "fidelity.json", {}),
         videos=_json(path / "videos" / "index.json", []),
     )
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from wmpo.report import page, plots
+from wmpo.report import fidelity, page, plots
 from wmpo.report.headline import headline, trust
 from wmpo.report.page import between, cell, duration, esc, number, percent, signed, table, tiles
 from wmpo.report.reading import REPEATED, Run, read_run
@@ -19,6 +19,7 @@ PURPOSES = {
     "validation": "to choose how to decode",
     "audit": "to check the dream while the policy improves",
     "test": "to measure; never learned from",
+    "fidelity": "to compare with the same policies in the dream",
 }
 HEALTH = {
     "mean_length": "episode length",
@@ -40,6 +41,7 @@ def render(run: Path) -> Path:
         ("audits", "Audits", _audits(read)),
         *([("rounds", "Rounds", _rounds(read))] if len(read.rounds) > 1 else []),
         ("dream", "Can the dream be trusted?", _dream(read)),
+        *([("fidelity", "Fidelity", fidelity.section(read))] if read.fidelity else []),
         ("classifier", "Success classifier", _reward(read)),
         ("videos", "Before and after", _before_after(read)),
         ("time", "Time", _time(read)),

@@ -1,0 +1,169 @@
+"""How far the dream can be trusted, measured: pictures, outcomes, success of policies of different strength, and signs
+of hallucination. Plays real episodes of its own, which the ledger counts as ``fidelity``; nothing learns from them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from wmpo.checkpoint import read_json, write_json
+from wmpo.data.episode import Episode
+from wmpo.data.splits import simulator_starts, start_seeds
+from wmpo.envs.simulated import Purpose
+from wmpo.evaluation.fidelity import fidelity as measured_by_chunk
+from wmpo.evaluation.fidelity import summary as by_chunk
+from wmpo.evaluation.hallucination import Signs, areas, left_reality, signs
+from wmpo.evaluation.policy import decoding
+from wmpo.evaluation.statistics import corrected_rate, mean_max_rank_violation, paired_difference, pearson, rates
+from wmpo.evaluation.world_model import replay
+from wmpo.report.run import StageLog
+from wmpo.report.video import side_by_side, write_video
+from wmpo.reward.detector import score_video
+from wmpo.rollout.run import run_episodes
+from wmpo.stages import models
+from wmpo.stages.job import Job, finish, require
+from wmpo.stages.rounds import imagined_env, policy_of
+from wmpo.world_model.small import SmallWorldModel
+
+FIRST_START = 10_000
+"""Of the validation starts; the ones before choose decodings."""
+
+
+def fidelity(job: Job) -> None:
+    """Writes ``stages/fidelity.json`` and the worst replays as videos."""
+    require(job, "fidelity", "improve")
+    log, last = job.log("fidelity"), job.experiment.num_rounds
+    _, held_out = job.collected()
+    rounds = []
+    for number in range(1, last + 1):
+        rounds.append(_checkpoint(job, number, held_out))
+        log.progress(number, last, "world models replayed")
+    policies = _policies(job, log)
+    found = {"rounds": rounds, "policies": policies, **_agreement(job, policies), "signs": _signs(job, held_out)}
+    text = (
+        f"imagined against real success of {len(policies)} policies: r = {_text(found['pearson'])}, too high by "
+        f"{100 * found['over_optimism']:+.0f} points; signs of hallucination: AUROC "
+        f"{_text(found['signs']['areas']['combined'])}"
+    )
+    finish(log, found, text)
+
+
+def _text(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.2f}"
+
+
+def _checkpoint(job: Job, number: int, held_out: Sequence[Episode]) -> dict[str, Any]:
+    """One round's world model and classifier on the held-out episodes of all rounds."""
+    dream, chunk_size = imagined_env(job, number), job.experiment.policy.chunk_size
+    model = dream.world_model
+    assert isinstance(model, SmallWorldModel)
+    videos = replay(model, held_out, chunk_size, seed=job.seed)
+    by_tokenizer = [model.reconstruct(torch.from_numpy(e.frames[:: model.frame_stride])) for e in held_out]
+    kinds = {
+        name: measured_by_chunk(
+            held_out, shown, model.tokenizer.encode, chunk_size=chunk_size, frame_stride=model.frame_stride
+        )
+        for name, shown in (("imagined", videos), ("tokenizer", by_tokenizer))
+    }
+    threshold = dream.reward_model.threshold
+    called = np.array([bool((score_video(dream.reward_model, v) > threshold).any()) for v in videos])
+    truth = np.array([episode.success for episode in held_out])
+    points, interval = paired_difference(truth, called)
+    cells = {
+        "both": called & truth,
+        "only_real": ~called & truth,
+        "only_imagined": called & ~truth,
+        "none": ~called & ~truth,
+    }
+    return {
+        **{name: by_chunk(measured) for name, measured in kinds.items()},
+        "outcomes": {name: int(cell.sum()) for name, cell in cells.items()},
+        "rates": asdict(rates(called, truth)),
+        "over_optimism": {"points": points, "interval": list(interval)},
+    }
+
+
+def _policies(job: Job, log: StageLog) -> list[dict[str, Any]]:
+    """Each round's policy under each decoding: real success, and that in the last dream from the same frames."""
+    config, done = job.experiment.fidelity, 0
+    path = job.root.path / "unfinished" / "fidelity.json"
+    played = read_json(path) if path.exists() else []
+    total = (job.experiment.num_rounds + 1) * len(config.temperatures)
+    for number in range(1, job.experiment.num_rounds + 2):
+        for temperature in config.temperatures:
+            done += 1
+            if done <= len(played):
+                continue
+            played.append(_play(job, number, temperature))
+            write_json(path, played)
+            log.keep_time()
+            log.progress(done, total, "policies played, really and in the dream")
+    return played
+
+
+def _play(job: Job, number: int, temperature: float) -> dict[str, Any]:
+    name = "base" if number == 1 else f"round {number - 1}"
+    policy, dream = policy_of(job, number), imagined_env(job, job.experiment.num_rounds)
+    env = job.real_env(Purpose("fidelity", name, temperature, job.seed), frame_stride=dream.chunk_size)
+    seeds = start_seeds("validation", job.seed, FIRST_START, job.experiment.fidelity.num_starts)
+    starts = simulator_starts(seeds, job.experiment.env.instruction())
+    real = run_episodes(env, policy, starts, temperature=temperature, seed=job.seed)
+    begun = replace(starts, frames=real.frame[:, :1])
+    imagined = run_episodes(dream, policy, begun, temperature=temperature, seed=job.seed)
+    outcomes = {"real": real.success.tolist(), "imagined": imagined.success.tolist()}
+    return {"policy": name, "decoding": decoding(temperature), **outcomes}
+
+
+def _agreement(job: Job, policies: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Over policies; calibrated means corrected for the classifier's errors on held-out replays."""
+    real, imagined = ([float(np.mean(p[side])) for p in policies] for side in ("real", "imagined"))
+    errors = (job.folder.summary("reward") or {})["imagined"]
+    corrected = [corrected_rate(rate, errors["tpr"], errors["fpr"]) for rate in imagined]
+    known = not np.isnan(corrected).any()
+    r = pearson(imagined, real)
+    return {
+        "pearson": None if np.isnan(r) else r,
+        "mmrv": mean_max_rank_violation(imagined, real),
+        "over_optimism": float(np.mean(imagined) - np.mean(real)),
+        "calibrated": corrected if known else None,
+        "calibrated_over_optimism": float(np.mean(corrected) - np.mean(real)) if known else None,
+    }
+
+
+def _signs(job: Job, held_out: Sequence[Episode]) -> dict[str, Any]:
+    """Signs of hallucination in replays by the last world model, with its worst replays as videos."""
+    model, chunk_size = models.load_world_model(job.folder), job.experiment.policy.chunk_size
+    finer = copy.copy(model)
+    finer.config = replace(model.config, euler_steps=2 * model.config.euler_steps)
+    videos = replay(model, held_out, chunk_size, seed=job.seed)
+    found = signs(model, finer, held_out, videos, chunk_size, seed=job.seed)
+    truth = left_reality(model, held_out, videos, found, chunk_size)
+    known = {name: None if np.isnan(area) else area for name, area in areas(found, truth).items()}
+    shown = _worst(job, held_out, videos, found, truth, model.frame_stride)
+    return {"areas": known, "num_chunks": len(truth), "left_reality": float(truth.mean()), "videos": shown}
+
+
+def _worst(
+    job: Job, held_out: Sequence[Episode], videos: Sequence[torch.Tensor], found: Signs, truth: np.ndarray, stride: int
+) -> list[dict[str, str]]:
+    """Replays that left reality for most of their chunks, worst first, with what the signs made of them."""
+    rows = [np.array([e == i for e in found.episode]) for i in range(len(held_out))]
+    score = found.combined()
+    order = sorted(range(len(held_out)), key=lambda i: -truth[rows[i]].mean())
+    shown = []
+    for place, i in enumerate(order[: job.experiment.fidelity.num_videos]):
+        name, real = f"fidelity-{place}.mp4", held_out[i].frames[::stride][: len(videos[i])]
+        frames = side_by_side(real, videos[i].numpy())
+        write_video(job.root.path / "videos" / name, frames, fps=max(1, job.fps // stride // 2))
+        outcome = "solved" if held_out[i].success else "failed"
+        caption = (
+            f"{outcome} in reality; left it in {int(truth[rows[i]].sum())} of {int(rows[i].sum())} chunks; signs "
+            f"{score[rows[i]].mean():+.1f} on average (0: usual)"
+        )
+        shown.append({"file": name, "section": "fidelity", "caption": caption})
+    return shown
