@@ -39,7 +39,7 @@ class Fidelity:
 
 def fidelity(
     episodes: Sequence[Episode],
-    videos: Sequence[UInt8[Tensor, "L h w 3"]],
+    videos: Sequence[UInt8[Tensor, "_ h w 3"]],
     features: Features,
     *,
     chunk_size: int,

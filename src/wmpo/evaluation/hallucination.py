@@ -19,7 +19,7 @@ from wmpo.evaluation.statistics import auroc
 from wmpo.evaluation.world_model import replay, replay_steps
 from wmpo.protocols import WorldModel
 
-Videos = Sequence[UInt8[Tensor, "L h w 3"]]
+Videos = Sequence[UInt8[Tensor, "_ h w 3"]]
 SIGNS = ("round_trip", "instability", "variance")
 USED = ("instability", "variance")
 """Those that are combined: pictures that are composed of moved pixels survive the tokenizer whether true or not."""
