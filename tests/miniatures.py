@@ -121,6 +121,7 @@ def rollouts_of(
         sim_seed=torch.arange(count),
         group=torch.tensor(group),
         episode_id=torch.arange(count),
+        trusted=torch.ones(count, dtype=torch.bool),
     )
 
 

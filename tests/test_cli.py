@@ -10,13 +10,16 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from wmpo.report.run import RunFolder
+from wmpo.stages.guards import guarded_env, starts_to_improve
 from wmpo.stages.job import Job, saved_experiment
+from wmpo.train.wmpo import GuardConfig
 
 WMPO = [sys.executable, "-m", "wmpo.cli"]
 
@@ -103,6 +106,35 @@ def redo(place: Path, stage: str) -> Path:
     """Lets a stage of the second round be run again."""
     (place / f"runs/tiny/round-2/stages/{stage}.json").unlink()
     return place
+
+
+def test_guards_are_measured_on_held_out_replays_and_branches_begin_in_recorded_episodes(finished: Path) -> None:
+    _, experiment, seed = saved_experiment(finished) or pytest.fail("no configuration")
+    guards = GuardConfig(verify=True, trust=0.5, branch_share=0.5, branch_chunks=2)
+    guarded = replace(experiment, improve=replace(experiment.improve, guards=guards))
+    job = Job(RunFolder(finished), guarded, seed, round=2)
+    learn, held_out = job.collected()
+    dream, audit = guarded_env(job, held_out)
+    assert audit["trust"]["dropped"] == len(held_out) / 2 and dream.verify and dream.max_doubt
+    assert all(0 <= worth["rightly"] <= worth["dropped"] <= worth["n"] == 8 for worth in audit.values())
+    starts = starts_to_improve(job, learn)
+    assert starts.begun is not None and starts.frames is not None
+    assert len(starts) == 16 and (starts.begun > 0).sum() == 8 and starts.begun.max() < experiment.max_chunks
+    assert (experiment.max_chunks - starts.begun[starts.begun > 0] <= 2).all()
+    recorded = {frame.tobytes() for episode in learn for frame in episode.frames}
+    assert {frame.numpy().tobytes() for frame in starts.frames[:, -1]} <= recorded
+
+
+def test_how_far_the_dream_can_be_trusted_is_measured_and_told(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "runs/tiny")
+    done = wmpo("fidelity", "tiny", cwd=tmp_path)
+    assert done.returncode == 0 and "imagined against real success of 6 policies" in done.stderr
+    found = json.loads((tmp_path / "runs/tiny/stages/fidelity.json").read_text())
+    assert [sum(each["outcomes"].values()) for each in found["rounds"]] == [8, 8]
+    rows = [json.loads(line) for line in (tmp_path / "runs/tiny/ledger.jsonl").read_text().splitlines()]
+    assert sum(row["purpose"] == "fidelity" for row in rows) == 6 * 4
+    assert wmpo("report", "tiny", cwd=tmp_path).returncode == 0
+    assert "Signs of hallucination" in (tmp_path / "runs/tiny/report.html").read_text()
 
 
 @pytest.mark.timeout(240)

@@ -20,7 +20,7 @@ from miniatures import (
 from torch import Tensor
 
 from wmpo import likelihood
-from wmpo.envs.imagined import ImaginedEnv
+from wmpo.envs.imagined import ImaginedEnv, Shadow
 from wmpo.policy.small import SmallPolicy
 from wmpo.protocols import ChunkEnv
 from wmpo.rollout.run import run_episodes
@@ -167,3 +167,48 @@ def test_a_real_network_as_reward_model_ends_episodes_too() -> None:
         assert (rollouts.success == success).all()
         assert (rollouts.num_steps == (2 if success else CHUNK * MAX_CHUNKS)).all()
     assert min(env.seconds.values()) > 0
+
+
+def shadowed(threshold: float, *, noise: float, **guards: object) -> ImaginedEnv:
+    model, reward = small_world_model(start_noise=noise), Brightness(1, threshold)
+    return ImaginedEnv(
+        model, reward, chunk_size=CHUNK, max_chunks=MAX_CHUNKS, seed=0,
+        shadow=Shadow(model, reward, seed=1), **guards,
+    )  # fmt: skip
+
+
+def noisy_threshold() -> float:
+    rollouts = play(shadowed(1e9, noise=2.0), record_video=True)
+    assert rollouts.video is not None
+    return float(rollouts.video[:, 1:].float().mean(dim=(2, 3, 4)).amax(dim=1).median())
+
+
+@pytest.mark.usefixtures("float32")
+def test_a_shadow_under_no_noise_is_the_dream_itself_whatever_rows_have_ended() -> None:
+    calm = small_world_model(start_noise=0.0)
+    plain = ImaginedEnv(calm, Brightness(1, middling_threshold()), chunk_size=CHUNK, max_chunks=MAX_CHUNKS, seed=0)
+    alone, guarded = play(plain), play(shadowed(middling_threshold(), noise=0.0, verify=True, max_doubt=1e-3))
+    assert 0 < alone.success.sum() < COUNT, "rows must end at different times"
+    assert torch.equal(alone.success, guarded.success) and torch.equal(alone.num_steps, guarded.num_steps)
+    assert guarded.trusted.all()
+
+
+def test_verified_successes_are_those_of_both_dreams_at_the_later_frame() -> None:
+    threshold = noisy_threshold()
+    free = play(shadowed(1e9, noise=2.0), record_video=True)
+    found = play(shadowed(threshold, noise=2.0, verify=True))
+    single = play(shadowed(threshold, noise=2.0))
+    assert (single.success | ~found.success).all() and (found.num_steps >= single.num_steps).all()
+    assert found.success.sum() > 0 and free.trusted.all()
+    assert not torch.equal(found.num_steps, single.num_steps), "noise must make a difference somewhere"
+
+
+def test_what_two_dreams_show_differently_is_not_trusted() -> None:
+    assert not play(shadowed(1e9, noise=2.0, max_doubt=1e-6)).trusted.any()
+    assert play(shadowed(1e9, noise=2.0, max_doubt=2.0)).trusted.all(), "no two pictures are further apart"
+
+
+def test_episodes_that_begin_in_the_middle_have_less_time() -> None:
+    begun = torch.arange(COUNT) % MAX_CHUNKS
+    rollouts = play(environment(threshold=1e9), replace(some_starts(COUNT, frames=2), begun=begun))
+    assert torch.equal(rollouts.num_steps, (MAX_CHUNKS - begun) * CHUNK)

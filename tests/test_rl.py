@@ -159,6 +159,18 @@ def test_minibatches_cover_every_executed_decision_once_with_its_episodes_weight
             assert (part.tokens[i] == rollouts.tokens[episode]).all(dim=1).any()
 
 
+def test_episodes_that_are_not_trusted_are_compared_but_teach_nothing() -> None:
+    rollouts = rollouts_of([True, False, False, True], [0, 0, 1, 1])
+    config = GRPOConfig(num_minibatches=1)
+    (whole,) = minibatches(rollouts, config, seed=0, iteration=0)
+    (doubted,) = minibatches(
+        replace(rollouts, trusted=torch.tensor([True, False, True, True])), config, seed=0, iteration=0
+    )
+    of_second = torch.tensor([text == "episode 1" for text in whole.instruction])
+    assert not doubted.advantage[of_second].any() and whole.advantage[of_second].all()
+    assert torch.equal(doubted.advantage[~of_second], whole.advantage[~of_second])
+
+
 def test_minibatches_of_permuted_episodes_hold_the_same_decisions() -> None:
     rollouts = rollouts_of([True, False, False, True, True, False], [0, 0, 1, 1, 2, 2])
     config = GRPOConfig(num_minibatches=1)

@@ -132,6 +132,26 @@ def test_the_threshold_has_the_greatest_worth_even_when_nothing_separates() -> N
     assert worth(best_threshold(scores, truth)) == pytest.approx(max(map(worth, np.linspace(-5, 5, 4001))), abs=1e-9)
 
 
+def test_thresholds_keep_to_what_they_are_chosen_for() -> None:
+    rng = np.random.default_rng(1)
+    truth = rng.random(200) < 0.3
+    scores = rng.standard_normal(200) + 1.2 * truth
+    strict = rates(scores > best_threshold(scores, truth, "fpr", 0.05), truth)
+    assert strict.fpr <= 0.05 and strict.tpr > 0.1
+    tried = [rates(scores > t, truth) for t in np.linspace(-4, 5, 301)]
+    assert rates(scores > best_threshold(scores, truth, "f1"), truth).f1 == pytest.approx(
+        max(r.f1 for r in tried[:-400])
+    )
+    assert rates(scores > best_threshold(scores, truth, "j"), truth).j == pytest.approx(max(r.j for r in tried), abs=0.01)
+
+
+def test_the_interval_of_f1_holds_it_and_shrinks_with_more_episodes() -> None:
+    few, many = (rates(np.tile(flags(7, 10), k), np.tile(flags(6, 10), k)) for k in (1, 20))
+    for found in (few, many):
+        assert found.f1_interval[0] <= found.f1 <= found.f1_interval[1]
+    assert np.diff(many.f1_interval) < np.diff(few.f1_interval) / 3
+
+
 @pytest.mark.parametrize("wins", [0, 5])
 def test_a_threshold_needs_both_kinds(wins: int) -> None:
     with pytest.raises(ValueError, match="successes and failures, but all 5 are of one kind"):

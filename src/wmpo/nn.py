@@ -69,6 +69,11 @@ def to_unit(frames: Tensor) -> Tensor:
     return frames.movedim(-1, -3).float().mul(2 / 255).sub(1)
 
 
+def picture_distance(a: Tensor, b: Tensor) -> Tensor:
+    """uint8 [M, h, w, 3] twice -> float32 [M]: mean absolute difference of pixels in [-1, 1]."""
+    return (a.float() - b.float()).abs().mean(dim=(1, 2, 3)) / 127.5
+
+
 def to_frames(images: Tensor) -> Tensor:
     """Float [..., 3, h, w] in [-1, 1] -> uint8 [..., h, w, 3]."""
     return images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).movedim(-3, -1)

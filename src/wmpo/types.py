@@ -34,6 +34,8 @@ class Starts:
     episode_id: Int[Tensor, " B"]
     group: Int[Tensor, " B"]
     frames: UInt8[Tensor, "B H h w 3"] | None = None
+    begun: Int[Tensor, " B"] | None = None
+    "Chunks of the time limit that are over already, for imagined episodes that begin in the middle; None: none."
 
     def __len__(self) -> int:
         return len(self.instruction)
@@ -46,6 +48,7 @@ class Starts:
             episode_id=self.episode_id[index],
             group=self.group[index],
             frames=None if self.frames is None else self.frames[index],
+            begun=None if self.begun is None else self.begun[index],
         )
 
     def with_ids(self, episode_id: Int[Tensor, " B"], group: Int[Tensor, " B"]) -> Starts:
@@ -62,19 +65,24 @@ class Observation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChunkStep:
-    """The outcome of one action chunk. ``steps`` counts the executed actions of the chunk (0 for a frozen row)."""
+    """The outcome of one action chunk. ``steps`` counts the executed actions of the chunk (0 for a frozen row).
+
+    ``trusted`` is False where a guard doubts what was imagined; None: nothing is doubted.
+    """
 
     frames: UInt8[Tensor, "B F h w 3"]
     terminated: Bool[Tensor, " B"]
     truncated: Bool[Tensor, " B"]
     steps: Int[Tensor, " B"]
+    trusted: Bool[Tensor, " B"] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollouts:
     """Played episodes, padded to T chunks. ``executed`` is the loss mask: tokens of actions that were really played.
 
-    ``video`` (on request) holds the start frame and then every frame the environment returned.
+    Only ``trusted`` episodes are learned from. ``video`` (on request) holds the start frame and then every
+    frame the environment returned.
     """
 
     frame: UInt8[Tensor, "B T h w 3"]
@@ -87,6 +95,7 @@ class Rollouts:
     sim_seed: Int[Tensor, " B"]
     group: Int[Tensor, " B"]
     episode_id: Int[Tensor, " B"]
+    trusted: Bool[Tensor, " B"]
     video: UInt8[Tensor, "B L h w 3"] | None = None
 
     def __len__(self) -> int:
@@ -100,7 +109,7 @@ class Rollouts:
 
 
 _ROLLOUT_TENSORS = (
-    "frame", "tokens", "logprob", "executed", "success", "num_steps", "sim_seed", "group", "episode_id",
+    "frame", "tokens", "logprob", "executed", "success", "num_steps", "sim_seed", "group", "episode_id", "trusted",
 )  # fmt: skip
 
 

@@ -2,17 +2,43 @@
 
 from __future__ import annotations
 
+import math
 import time
+from dataclasses import replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from wmpo.envs.clock import Clock
+from wmpo.nn import picture_distance
 from wmpo.protocols import RewardModel, WorldModel
 from wmpo.reward.detector import Detector
 from wmpo.rng import row_normal
 from wmpo.types import ChunkStep, Observation, Starts
+
+
+class Shadow:
+    """The same episodes imagined a second time, with the same actions but other noise and, if ``world_model`` is a
+    finer one, in smaller steps. Where both dreams agree, neither chance nor a hasty flow decided."""
+
+    def __init__(self, world_model: WorldModel, reward_model: RewardModel, *, seed: int) -> None:
+        self.world_model, self.reward_model, self.seed = world_model, reward_model, seed
+
+    def begin(self, frames: UInt8[Tensor, "B H h w 3"], keys: list[int]) -> None:
+        self._context, self._keys = self.world_model.begin(frames), keys
+        self._detector = Detector(self.reward_model, frames[:, -1])
+
+    def follow(
+        self, chunk: Float[Tensor, "R K A"], rows: Int[Tensor, " R"], kept: Int[Tensor, " R"], number: int
+    ) -> tuple[Int[Tensor, " R"], UInt8[Tensor, "R h w 3"]]:
+        """Which frame of the chunk is the first solved one (0: none), and the last frame. ``kept`` are the places of
+        ``rows`` in the context of the chunk before."""
+        shape = self.world_model.noise_shape(chunk.shape[1])
+        noise = row_normal(self.seed, "shadow", [self._keys[r] for r in rows.tolist()], number, shape)
+        context = self.world_model.select(self._context, kept)
+        frames, self._context = self.world_model.imagine(context, chunk, noise)
+        return self._detector.update(frames, rows)[0], frames[:, -1]
 
 
 class ImaginedEnv:
@@ -20,6 +46,9 @@ class ImaginedEnv:
 
     Args:
         share_noise: siblings of a group get the same world-model noise, so that only their actions tell them apart.
+        shadow: imagines everything a second time.
+        max_doubt: rows whose last frames in both dreams differ by more (mean over pixels in [-1, 1]) are not trusted.
+        verify: an episode is solved only when both dreams have shown it (RAW-Dream, arXiv 2605.12334).
     """
 
     def __init__(
@@ -31,29 +60,37 @@ class ImaginedEnv:
         max_chunks: int,
         seed: int,
         share_noise: bool = False,
+        shadow: Shadow | None = None,
+        max_doubt: float | None = None,
+        verify: bool = False,
     ) -> None:
+        assert shadow is not None or not (verify or max_doubt), "guards compare with a second dream"
         self.world_model, self.reward_model = world_model, reward_model
         self.chunk_size, self.max_chunks = chunk_size, max_chunks
         self.seed, self.share_noise = seed, share_noise
+        self.shadow, self.max_doubt, self.verify = shadow, max_doubt, verify
         self.seconds = {"world_model": 0.0, "reward": 0.0}
 
     def reset(self, starts: Starts) -> Observation:
         """Begins at the newest of the given frames."""
         if starts.frames is None:
             raise ValueError("imagined episodes begin at recorded frames, but these starts have none")
-        self._clock = Clock(len(starts), self.chunk_size, self.max_chunks)
+        self._clock = Clock(len(starts), self.chunk_size, self.max_chunks, starts.begun)
         self._keys = (starts.group if self.share_noise else starts.episode_id).tolist()
         self._last = starts.frames[:, -1]
         self._context, self._rows = self.world_model.begin(starts.frames), torch.arange(len(starts))
         self._detector = Detector(self.reward_model, self._last)
+        self._shown = torch.zeros(2, len(starts), dtype=torch.bool)
+        if self.shadow is not None:
+            self.shadow.begin(starts.frames, self._keys)
         return Observation(frame=self._last, instruction=starts.instruction)
 
     @torch.no_grad()
     def step(self, chunk: Float[Tensor, "B K A"]) -> ChunkStep:
         """Imagines one chunk in the rows that still play; the context of finished rows is dropped."""
         rows = self._clock.active
+        kept = torch.isin(self._rows, rows).nonzero().squeeze(1)
         if len(rows) < len(self._rows):
-            kept = torch.isin(self._rows, rows).nonzero().squeeze(1)
             self._context, self._rows = self.world_model.select(self._context, kept), rows
         begun = time.perf_counter()
         shape = self.world_model.noise_shape(self.chunk_size)
@@ -66,6 +103,18 @@ class ImaginedEnv:
         frames = self._last.unsqueeze(1).repeat(1, imagined.shape[1], 1, 1, 1)
         frames[rows] = imagined
         self._last = frames[:, -1]
-        solved_after = torch.zeros(len(self._last), dtype=torch.long)
+        solved_after, doubted = (torch.zeros(len(self._last), dtype=kind) for kind in (torch.long, torch.bool))
+        if self.shadow is not None:
+            second, last = self.shadow.follow(chunk[rows], rows, kept, self._clock.chunk)
+            doubt = picture_distance(last, self._last[rows])
+            doubted[rows] = doubt > (math.inf if self.max_doubt is None else self.max_doubt)
+            first = self._both(first, second, rows) if self.verify else first
         solved_after[rows] = first * self.world_model.frame_stride
-        return self._clock.tick(frames, solved_after)
+        return replace(self._clock.tick(frames, solved_after), trusted=~doubted)
+
+    def _both(self, first: Int[Tensor, " R"], second: Int[Tensor, " R"], rows: Int[Tensor, " R"]) -> Int[Tensor, " R"]:
+        """The frame of this chunk at which the later of both dreams shows success, 0 while one has not."""
+        before = self._shown[:, rows]
+        now = torch.stack([first, second])
+        self._shown[:, rows] = before | (now > 0)
+        return torch.where(self._shown[:, rows].all(dim=0), (now * ~before).amax(dim=0), 0)

@@ -17,6 +17,7 @@ from torch import Tensor
 from wmpo.data.episode import Episode
 from wmpo.evaluation.statistics import auroc
 from wmpo.evaluation.world_model import replay, replay_steps
+from wmpo.nn import picture_distance
 from wmpo.protocols import WorldModel
 
 Videos = Sequence[UInt8[Tensor, "_ h w 3"]]
@@ -62,17 +63,13 @@ def signs(
         smooth = finer.imagine(step.context, step.actions, step.noise)[0][:, -1]
         again = torch.stack([others[i][min(at, len(others[i]) - 1)] for i in step.episodes])
         pairs = {"round_trip": model.reconstruct(last), "instability": smooth, "variance": again, "motion": step.before}
-        measured = {name: _apart(last, other).tolist() for name, other in pairs.items()}
+        measured = {name: picture_distance(last, other).tolist() for name, other in pairs.items()}
         for row, i in enumerate(step.episodes):
             if at < len(videos[i]):
                 found[i, step.chunk] = {name: values[row] for name, values in measured.items()}
     keys = sorted(found)
     arrays = {name: np.array([found[key][name] for key in keys]) for name in (*SIGNS, "motion")}
     return Signs(**arrays, episode=[i for i, _ in keys], chunk=[chunk for _, chunk in keys])
-
-
-def _apart(a: UInt8[Tensor, "M h w 3"], b: UInt8[Tensor, "M h w 3"]) -> Float[Tensor, " M"]:
-    return (a.float() - b.float()).abs().mean(dim=(1, 2, 3)) / 127.5
 
 
 def left_reality(
@@ -82,7 +79,7 @@ def left_reality(
     at = [(i, chunk + 1) for i, chunk in zip(found.episode, found.chunk, strict=True)]
     real = torch.stack([torch.from_numpy(episodes[i].frames)[chunk * chunk_size] for i, chunk in at])
     imagined = torch.stack([videos[i][chunk * (chunk_size // model.frame_stride)] for i, chunk in at])
-    return (_apart(imagined, real) > LEFT * _apart(model.reconstruct(real), real)).numpy()
+    return (picture_distance(imagined, real) > LEFT * picture_distance(model.reconstruct(real), real)).numpy()
 
 
 def areas(found: Signs, truth: Bool[np.ndarray, " n"]) -> dict[str, float]:

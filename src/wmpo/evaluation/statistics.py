@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -54,16 +55,22 @@ class Rates:
     positive (arXiv 2601.04411)."""
 
     tpr: float
+    tpr_interval: tuple[float, float]
     fpr: float
+    fpr_interval: tuple[float, float]
     j: float
     j_interval: tuple[float, float]
     f1: float
+    f1_interval: tuple[float, float]
     n: int
     positives: int
 
 
 def rates(predicted: Bool[np.ndarray, " n"], truth: Bool[np.ndarray, " n"]) -> Rates:
-    """Without any success (or failure) TPR (or FPR) is not defined: then it is NaN and so is J."""
+    """With 95 % intervals: Wilson's of TPR and FPR, Newcombe's of J, a bootstrap over episodes of F1.
+
+    Without any success (or failure) TPR (or FPR) is not defined: then it is NaN and so is J.
+    """
     positives, negatives = int(truth.sum()), int((~truth).sum())
     hits, alarms = int((predicted & truth).sum()), int((predicted & ~truth).sum())
     tpr = hits / positives if positives else math.nan
@@ -71,21 +78,43 @@ def rates(predicted: Bool[np.ndarray, " n"], truth: Bool[np.ndarray, " n"]) -> R
     wrong = alarms + positives - hits
     return Rates(
         tpr=tpr,
+        tpr_interval=wilson(hits, positives),
         fpr=fpr,
+        fpr_interval=wilson(alarms, negatives),
         j=tpr - fpr,
         j_interval=newcombe((hits, positives), (alarms, negatives)),
         f1=2 * hits / (2 * hits + wrong) if hits + wrong else math.nan,
+        f1_interval=_f1_interval(hits, wrong, len(truth)),
         n=len(truth),
         positives=positives,
     )
 
 
-def best_threshold(score: Float[np.ndarray, " n"], truth: Bool[np.ndarray, " n"]) -> float:
-    """The threshold with the greatest J less half the error of the success rate, in the middle of the widest gap
-    between scores that reaches it.
+def _f1_interval(hits: int, wrong: int, count: int, draws: int = 4000) -> tuple[float, float]:
+    """Three kinds of episodes matter: hits, errors and the rest. Draws without hits or errors say nothing."""
+    shares = np.array([hits, wrong, count - hits - wrong]) / max(count, 1)
+    if hits + wrong == 0:
+        return 0.0, 1.0
+    drawn = keyed(0, "bootstrap/f1").multinomial(count, shares, size=draws)
+    drawn = drawn[drawn[:, :2].sum(axis=1) > 0]
+    low, high = np.quantile(2 * drawn[:, 0] / (2 * drawn[:, 0] + drawn[:, 1]), [0.025, 0.975])
+    return float(low), float(high)
 
-    J alone is flat near its maximum, and there calls twice as many episodes solved as are, or half as many. Raises
-    ValueError when there are only successes or only failures.
+
+Target = Literal["balanced", "j", "f1", "fpr"]
+
+
+def best_threshold(
+    score: Float[np.ndarray, " n"],
+    truth: Bool[np.ndarray, " n"],
+    target: Target = "balanced",
+    max_fpr: float = 0.05,
+) -> float:
+    """The threshold that is best for ``target``, in the middle of the widest gap between scores that reaches it.
+
+    "j": TPR - FPR. "balanced": J less half the error of the success rate, because J alone is flat near its maximum, and
+    there calls twice as many episodes solved as are, or half as many. "f1": F1. "fpr": the most successes found with at
+    most ``max_fpr`` false alarms. Raises ValueError when there are only successes or only failures.
     """
     if truth.all() or not truth.any():
         raise ValueError(
@@ -95,8 +124,13 @@ def best_threshold(score: Float[np.ndarray, " n"], truth: Bool[np.ndarray, " n"]
     levels = np.unique(np.concatenate([score, [-20.0, 20.0]]))
     middles = (levels[1:] + levels[:-1]) / 2
     called = score > middles[:, None]
-    j = called[:, truth].mean(axis=1) - called[:, ~truth].mean(axis=1)
-    worth = j - 0.5 * np.abs(called.mean(axis=1) - truth.mean())
+    tpr, fpr = called[:, truth].mean(axis=1), called[:, ~truth].mean(axis=1)
+    if target == "f1":
+        worth = 2 * tpr * truth.sum() / (called.sum(axis=1) + truth.sum())
+    elif target == "fpr":
+        worth = np.where(fpr <= max_fpr, tpr, -1.0)
+    else:
+        worth = tpr - fpr - (0.5 * np.abs(called.mean(axis=1) - truth.mean()) if target == "balanced" else 0.0)
     best = np.flatnonzero(worth >= worth.max() - 1e-9)
     widest = best[np.argmax(np.minimum(levels[best + 1] - levels[best], 8.0))]
     return float(middles[widest])

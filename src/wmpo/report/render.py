@@ -241,8 +241,10 @@ def _reward(run: Run) -> str:
     rows = []
     for name, label in (("real", "real videos"), ("imagined", "imagined replays")):
         rates: Mapping[str, Any] = reward.get(name) or {}
-        figures = [number(rates.get(key), 3 if key == "f1" else 2) for key in ("tpr", "fpr", "j", "f1")]
-        figures[2] = cell(figures[2], between(rates.get("j_interval"), digits=2))
+        figures = [
+            cell(number(rates.get(key), 2), between(rates.get(f"{key}_interval"), digits=2))
+            for key in ("tpr", "fpr", "j", "f1")
+        ]
         rows.append([label, *figures, f"{rates.get('n', '–')}<small>{rates.get('positives', '–')} solved</small>"])
     lead = (
         "In the dream nobody knows whether the task is solved: a classifier watches the last frames and says so. These "

@@ -41,8 +41,9 @@ class GRPOConfig:
 
 
 def minibatches(rollouts: Rollouts, config: GRPOConfig, *, seed: int, iteration: int) -> list[Minibatch]:
-    """Splits episodes, shuffled, into minibatches of whole episodes, and flattens them into decisions."""
-    advantage = group_advantages(rollouts.success.float(), rollouts.group)
+    """Splits episodes, shuffled, into minibatches of whole episodes, and flattens them into decisions. Episodes that
+    are not trusted are compared with their siblings but teach nothing."""
+    advantage = group_advantages(rollouts.success.float(), rollouts.group) * rollouts.trusted
     batches = []
     for epoch in range(config.num_epochs):
         order = torch.from_numpy(keyed(seed, "improve/order", iteration, epoch).permutation(len(rollouts)))

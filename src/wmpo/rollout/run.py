@@ -25,6 +25,7 @@ def run_episodes(
     playing = torch.ones(len(starts), dtype=torch.bool)
     success = torch.zeros(len(starts), dtype=torch.bool)
     num_steps = torch.zeros(len(starts), dtype=torch.long)
+    trusted = torch.ones(len(starts), dtype=torch.bool)
     for chunk in range(env.max_chunks):
         rows = playing.nonzero().squeeze(1)
         row_tokens, row_logprob = _decide(policy, observation, starts, rows, temperature, seed, chunk)
@@ -40,6 +41,8 @@ def run_episodes(
             video.append(step.frames)
         success |= step.terminated
         num_steps += step.steps
+        if step.trusted is not None:
+            trusted &= step.trusted
         playing &= ~(step.terminated | step.truncated)
         observation = Observation(frame=step.frames[:, -1], instruction=starts.instruction)
         if not playing.any():
@@ -55,6 +58,7 @@ def run_episodes(
         sim_seed=starts.sim_seed,
         group=starts.group,
         episode_id=starts.episode_id,
+        trusted=trusted,
         video=torch.cat(video, dim=1) if record_video else None,
     )
 

@@ -3,7 +3,6 @@ of hallucination. Plays real episodes of its own, which the ledger counts as ``f
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -138,10 +137,8 @@ def _agreement(job: Job, policies: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def _signs(job: Job, held_out: Sequence[Episode]) -> dict[str, Any]:
     """Signs of hallucination in replays by the last world model, with its worst replays as videos."""
     model, chunk_size = models.load_world_model(job.folder), job.experiment.policy.chunk_size
-    finer = copy.copy(model)
-    finer.config = replace(model.config, euler_steps=2 * model.config.euler_steps)
     videos = replay(model, held_out, chunk_size, seed=job.seed)
-    found = signs(model, finer, held_out, videos, chunk_size, seed=job.seed)
+    found = signs(model, model.refined(), held_out, videos, chunk_size, seed=job.seed)
     truth = left_reality(model, held_out, videos, found, chunk_size)
     known = {name: None if np.isnan(area) else area for name, area in areas(found, truth).items()}
     shown = _worst(job, held_out, videos, found, truth, model.frame_stride)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,17 +18,17 @@ from wmpo.policy.codec import ActionCodec
 from wmpo.protocols import Policy
 from wmpo.rl.grpo import GRPOLearner
 from wmpo.stages import models
+from wmpo.stages.guards import guarded_env, starts_to_improve
 from wmpo.stages.job import Job, finish, require
 from wmpo.stages.pretrain import load_pretrained, pretrained_path
 from wmpo.stages.record import play
-from wmpo.stages.rounds import counted_on, imagined_env, policy_of
+from wmpo.stages.rounds import counted_on, policy_of
 from wmpo.train.reward import calibrate, real_videos, replayed_videos, train_reward
 from wmpo.train.sft import clone
 from wmpo.train.tokenizer import train_tokenizer
 from wmpo.train.wmpo import AuditPolicy
 from wmpo.train.wmpo import improve as train_in_imagination
 from wmpo.train.world_model import train_world_model
-from wmpo.types import Starts
 from wmpo.world_model.small import SmallWorldModel
 from wmpo.world_model.tokenizer import Tokenizer
 
@@ -144,7 +143,7 @@ def reward(job: Job) -> None:
     )  # fmt: skip
     real = real_videos(held_out, stride)
     imagined = replayed_videos(held_out, replay(dream, held_out, chunk_size, seed=job.seed), stride)
-    measured = calibrate(net, real, imagined)
+    measured = calibrate(net, real, imagined, experiment.reward_training)
     models.save_reward(folder, net)
     figures = "; ".join(
         f"{name}: TPR {m['tpr']:.2f} FPR {m['fpr']:.2f} J {m['j']:.2f} F1 {m['f1']:.2f} "
@@ -163,12 +162,12 @@ def improve(job: Job) -> None:
     if job.round < experiment.num_rounds:
         config = replace(config, audit=replace(config.audit, max_episodes=0))
     begins_with = (folder.summary("collect") or {}).get("begins_with", job.round)
-    dream, policy = imagined_env(job, job.round), policy_of(job, begins_with)
+    (dream, guards), policy = guarded_env(job, held_out), policy_of(job, begins_with)
     real = job.real_env(Purpose("audit", ""), frame_stride=1)
     summary = train_in_imagination(
         LocalSampler(dream, policy_of(job, begins_with)),
         GRPOLearner(policy, config.grpo, temperature=config.temperature),
-        imagined_starts(learn),
+        starts_to_improve(job, learn),
         config,
         _auditor(job, dream, real, held_out[-config.audit.num_episodes :]),
         seed=job.noise_seed,
@@ -177,20 +176,11 @@ def improve(job: Job) -> None:
         begun=job.round > 1,
     )
     models.save_policy(folder, "improved", policy, experiment.env.instruction())
-    summary = counted_on(job, summary, begins_with)
+    summary = counted_on(job, summary, begins_with) | ({"guards": guards} if guards else {})
+    for name, worth in guards.items():
+        dropped = f"{worth['dropped']} of {worth['n']} held-out replays, {worth['rightly']} rightly"
+        log.note(f"guard {name}: would have dropped {dropped}")
     finish(log, summary, f"kept the policy of iteration {summary['kept_iteration']}; {summary['stopped']}")
-
-
-def imagined_starts(episodes: Sequence[Episode]) -> Starts:
-    """The first frames of real episodes: the only real frames that GRPO sees."""
-    ids = torch.tensor([episode.start for episode in episodes])
-    return Starts(
-        instruction=tuple(episode.instruction for episode in episodes),
-        sim_seed=ids,
-        episode_id=ids,
-        group=torch.arange(len(ids)),
-        frames=torch.stack([torch.from_numpy(episode.frames[:1]) for episode in episodes]),
-    )
 
 
 def _auditor(job: Job, dream: ImaginedEnv, real: SimulatedEnv, held_out: list[Episode]) -> AuditPolicy:

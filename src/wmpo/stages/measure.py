@@ -17,8 +17,8 @@ from wmpo.policy.small import SmallPolicy
 from wmpo.report.run import StageLog
 from wmpo.rng import row_normal
 from wmpo.rollout.run import run_episodes
+from wmpo.stages.guards import imagined_starts
 from wmpo.stages.job import REPEATED, Job, finish, require
-from wmpo.stages.learn import imagined_starts
 from wmpo.stages.models import load_policy
 from wmpo.stages.rounds import imagined_env
 from wmpo.stages.show import make_videos

@@ -15,8 +15,8 @@ from wmpo.evaluation.world_model import replay
 from wmpo.policy.small import SmallPolicy
 from wmpo.report.video import side_by_side, strip, write_video
 from wmpo.rollout.run import run_episodes
+from wmpo.stages.guards import imagined_starts
 from wmpo.stages.job import Job
-from wmpo.stages.learn import imagined_starts
 from wmpo.stages.models import load_world_model
 from wmpo.stages.record import play
 from wmpo.stages.rounds import imagined_env

@@ -7,7 +7,7 @@ imagination shows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from wmpo.data.clips import shift
 from wmpo.data.episode import Episode
-from wmpo.evaluation.statistics import best_threshold, rates
+from wmpo.evaluation.statistics import Target, best_threshold, rates
 from wmpo.protocols import RewardModel, WorldModel
 from wmpo.report.run import StageLog
 from wmpo.reward.detector import score_video
@@ -40,6 +40,10 @@ class RewardTraining:
     "Standard deviation of noise added to the pictures, in grey levels."
     num_replays: int = 2
     "Imagined replays of each episode, under different noise."
+    target: Target = "balanced"
+    "What the threshold is chosen for: J and the success rate together, J, F1, or few false alarms."
+    max_fpr: float = 0.05
+    "Share of false alarms that target fpr allows on held-out episodes."
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,18 +145,24 @@ def peaks(model: RewardModel, videos: Sequence[LabelledVideo]) -> Float[np.ndarr
     return np.array([float(score_video(model, video.frames).max()) for video in videos])
 
 
-def calibrate(model: SmallReward, real: Sequence[LabelledVideo], imagined: Sequence[LabelledVideo]) -> dict[str, Any]:
+def calibrate(
+    model: SmallReward, real: Sequence[LabelledVideo], imagined: Sequence[LabelledVideo], config: RewardTraining
+) -> dict[str, Any]:
     """Chooses a threshold for real videos and one for imagined ones on held-out episodes, and measures both.
 
     Imagination is blurred, so the same logit means less there; its threshold stays with the model. In the figures each
     episode is judged at the threshold that the others chose.
     """
     truth = np.array([video.success for video in real])
+
+    def choose(score: Float[np.ndarray, " n"], truth: Bool[np.ndarray, " n"]) -> float:
+        return best_threshold(score, truth, config.target, config.max_fpr)
+
     measured: dict[str, Any] = {}
     for name, videos in (("real", real), ("imagined", imagined)):
         score = peaks(model, videos)
-        threshold = best_threshold(score, truth)
-        predicted = np.array([score[i] > _without(i, score, truth, threshold) for i in range(len(truth))])
+        threshold = choose(score, truth)
+        predicted = np.array([score[i] > _without(i, score, truth, choose, threshold) for i in range(len(truth))])
         measured[name] = {
             "threshold": threshold, "called": float(predicted.mean()),
             **asdict(rates(predicted, truth)), **_curves(score, truth),
@@ -161,11 +171,16 @@ def calibrate(model: SmallReward, real: Sequence[LabelledVideo], imagined: Seque
     return measured
 
 
-def _without(i: int, score: Float[np.ndarray, " n"], truth: Bool[np.ndarray, " n"], fallback: float) -> float:
+Choose = Callable[[Float[np.ndarray, " n"], Bool[np.ndarray, " n"]], float]
+
+
+def _without(
+    i: int, score: Float[np.ndarray, " n"], truth: Bool[np.ndarray, " n"], choose: Choose, fallback: float
+) -> float:
     """The threshold that all other episodes choose; the fallback if these ended alike."""
     others = np.arange(len(truth)) != i
     alike = truth[others].all() or not truth[others].any()
-    return fallback if alike else best_threshold(score[others], truth[others])
+    return fallback if alike else choose(score[others], truth[others])
 
 
 def _curves(score: Float[np.ndarray, " n"], truth: Bool[np.ndarray, " n"]) -> dict[str, Any]:

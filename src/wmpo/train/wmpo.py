@@ -23,6 +23,24 @@ from wmpo.types import Starts
 
 
 @dataclass(frozen=True, kw_only=True)
+class GuardConfig:
+    """Guards against learning from what only the dream shows. All are off by default: see docs/paper_map.md."""
+
+    verify: bool = False
+    "An imagined success counts only when the same actions succeed again under other noise and in smaller steps."
+    trust: float = 1.0
+    "Episodes in which two dreams of the same actions part further than in this share of held-out replays are left out."
+    branch_share: float = 0.0
+    "Part of the starts that lie in the middle of recorded episodes (VLA-MBPO's branched rollouts)."
+    branch_chunks: int = 4
+    "Length of the episodes that begin there."
+
+    @property
+    def needs_shadow(self) -> bool:
+        return self.verify or self.trust < 1
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImproveConfig:
     """GRPO in imagination."""
 
@@ -36,6 +54,8 @@ class ImproveConfig:
     "The learner."
     audit: AuditConfig = field(default_factory=AuditConfig)
     "Real validation episodes that watch the dream."
+    guards: GuardConfig = field(default_factory=GuardConfig)
+    "Guards against what only the dream shows."
     share_noise: bool = False
     "Siblings share the world model's noise, so that only their actions tell them apart."
 
@@ -145,6 +165,7 @@ def _report(
         mean_length=episodes.mean_length,
         mixed_groups=episodes.num_mixed,
         groups=episodes.num_groups,
+        trusted=float(episodes.kept.trusted.float().mean()) if episodes.kept else 0.0,
         **mean,
     )
     note = (
