@@ -38,6 +38,13 @@ def test_advantages_by_hand() -> None:
     assert torch.allclose(found, torch.tensor([1.5, -0.5, -0.5, -0.5, 2**-0.5, -(2**-0.5)]))
 
 
+def test_a_reward_corrected_for_the_classifiers_errors_changes_no_advantage() -> None:
+    reward, group = torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0, 0.0]), torch.tensor([0, 0, 0, 0, 1, 1])
+    corrected = (reward - 0.3) / (0.8 - 0.3)
+    plain, after = (group_advantages(r, group, epsilon=0.0) for r in (reward, corrected))
+    assert torch.allclose(plain, after, atol=1e-6)
+
+
 def test_equal_rewards_teach_nothing() -> None:
     for value in (0.0, 1.0):
         assert not group_advantages(torch.full((5,), value), torch.tensor([3, 3, 3, 3, 8])).any()

@@ -138,11 +138,10 @@ def test_thresholds_keep_to_what_they_are_chosen_for() -> None:
     scores = rng.standard_normal(200) + 1.2 * truth
     strict = rates(scores > best_threshold(scores, truth, "fpr", 0.05), truth)
     assert strict.fpr <= 0.05 and strict.tpr > 0.1
-    tried = [rates(scores > t, truth) for t in np.linspace(-4, 5, 301)]
-    assert rates(scores > best_threshold(scores, truth, "f1"), truth).f1 == pytest.approx(
-        max(r.f1 for r in tried[:-400])
-    )
-    assert rates(scores > best_threshold(scores, truth, "j"), truth).j == pytest.approx(max(r.j for r in tried), abs=0.01)
+    tried = [rates(scores > t, truth) for t in np.linspace(-4, 3, 301)]
+    for target, worth in (("f1", lambda found: found.f1), ("j", lambda found: found.j)):
+        best = worth(rates(scores > best_threshold(scores, truth, target), truth))
+        assert max(map(worth, tried)) - 1e-9 <= best <= max(map(worth, tried)) + 0.02
 
 
 def test_the_interval_of_f1_holds_it_and_shrinks_with_more_episodes() -> None:
