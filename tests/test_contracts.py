@@ -28,6 +28,8 @@ from wmpo.protocols import ChunkEnv, Learner, Policy, RewardModel, Sampler, Trai
 from wmpo.rl.grpo import GRPOConfig, GRPOLearner
 from wmpo.rng import row_normal
 from wmpo.types import Observation
+from wmpo.world_model.small import SmallWorldModelConfig
+from wmpo.world_model.tokenizer import TokenizerConfig
 
 POLICIES = {
     "small": small_policy,
@@ -168,6 +170,17 @@ def test_training_moves_the_world_model_but_not_its_tokenizer() -> None:
     model = small_world_model().train()
     assert not model.tokenizer.training and model.net.training
     assert not any(p.requires_grad for p in model.tokenizer.parameters())
+
+
+def test_a_new_world_model_never_moves_its_tokenizers_statistics() -> None:
+    sizes = SmallWorldModelConfig(channels=(8, 8), blocks=1, condition=16, frame_stride=2)
+    tokenizer = TokenizerConfig(channels=8, latent_channels=3).build()
+    model = sizes.build(tokenizer, -torch.ones(ACTIONS), torch.ones(ACTIONS), SIZE // 4)
+    before = {name: value.clone() for name, value in model.tokenizer.state_dict().items()}
+    for _ in range(2):
+        model.tokenizer.encode(torch.randint(0, 256, (5, SIZE, SIZE, 3), dtype=torch.uint8))
+        model.train()
+    assert all(torch.equal(value, before[name]) for name, value in model.tokenizer.state_dict().items())
 
 
 @pytest.mark.usefixtures("float32")

@@ -155,7 +155,7 @@ class SmallWorldModel(nn.Module):
         self, config: SmallWorldModelConfig, tokenizer: Tokenizer, action_low: Tensor, action_high: Tensor, grid: int
     ) -> None:
         super().__init__()
-        self.config, self.tokenizer, self.grid = config, tokenizer.requires_grad_(False), grid
+        self.config, self.tokenizer, self.grid = config, tokenizer.requires_grad_(False).eval(), grid
         self.frame_stride = config.frame_stride
         self.register_buffer("action_low", action_low.float())
         self.register_buffer("action_high", action_high.float())
