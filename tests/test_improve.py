@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from miniatures import BINS, BanditEnv, TablePolicy, some_starts
 from torch import Tensor
 
-from wmpo.evaluation.audit import Audit, AuditConfig, fallen
+from wmpo.evaluation.audit import Audit, AuditConfig, fallen, warning
+from wmpo.evaluation.statistics import rates
 from wmpo.execution.local import LocalSampler
 from wmpo.policy.codec import ActionCodec
 from wmpo.protocols import Policy
@@ -147,6 +150,33 @@ def test_only_a_clear_fall_leads_back_to_an_earlier_policy(
     earlier: list[tuple[int, int]], now: tuple[int, int], returns_to: int | None
 ) -> None:
     assert fallen(earlier, now) == returns_to
+
+
+def solved_of(truth: list[int], imagined: list[int]) -> str:
+    """The warning after 0/1 outcomes, real and imagined, each repeated four times."""
+    real, dreamt = (np.repeat(np.array(flags, dtype=bool), 4) for flags in (truth, imagined))
+    return warning(rates(dreamt, real), float(dreamt.mean()))
+
+
+@pytest.mark.parametrize(
+    ("truth", "imagined", "says"),
+    [
+        ([1, 1, 1, 0, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0, 0, 0], ""),
+        ([1, 0, 0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1, 1], "the dream lies.*collect more"),
+        ([1, 1, 1, 0, 0, 0, 0, 0], [1, 0, 1, 1, 0, 1, 0, 0], "may be chance"),
+        ([1, 1, 0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0, 0, 0], "too rosy: 50 % imagined"),
+        ([1, 1, 1, 1], [1, 0, 1, 1], ""),
+    ],
+)
+def test_a_dream_that_may_be_lying_is_warned_of(truth: list[int], imagined: list[int], says: str) -> None:
+    assert re.search(says, solved_of(truth, imagined)) if says else not solved_of(truth, imagined)
+
+
+def test_a_dream_that_turns_failures_into_successes_is_stopped_at_the_first_audit(tmp_path: Path) -> None:
+    found = warning(rates(np.ones(16, dtype=bool), np.arange(16) < 8), 1.0)
+    summary, _ = run(tmp_path, Auditor({}, imagined=1.0, j=0.0, warning=found))
+    assert summary["iteration"] == 0 and "100 % solved where 50 % are" in summary["stopped"]
+    assert "the dream lies" in summary["audits"][0]["warning"]
 
 
 def test_when_imagination_has_no_more_to_teach_training_ends_well(tmp_path: Path) -> None:

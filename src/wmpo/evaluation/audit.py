@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from wmpo.data.episode import Episode
-from wmpo.evaluation.statistics import newcombe, rates, wilson
+from wmpo.evaluation.statistics import Rates, newcombe, rates, wilson
 from wmpo.evaluation.world_model import replay
 from wmpo.protocols import RewardModel, WorldModel
 from wmpo.reward.detector import score_video
@@ -46,6 +46,8 @@ class Audit:
     solved: tuple[bool, ...]
     "Real outcomes; every audit plays the same starts in the same order."
     verdict: str = ""
+    warning: str = ""
+    "Whether the dream may be lying, and what to do about it."
 
 
 def signed(j: float | None) -> str:
@@ -75,7 +77,26 @@ def judge(
         j_interval=found.j_interval,
         n=len(episodes),
         solved=tuple(truth.tolist()),
+        warning=warning(found, float(imagined.mean())),
     )
+
+
+REMEDY = (
+    "align longer (--world-model-training.fit.num-steps), collect more (--collect.num-episodes), in more rounds "
+    "(--num-rounds), or look at the replays in the report"
+)
+
+
+def warning(found: Rates, imagined: float) -> str:
+    """What to say when the interval of J reaches 0, or the dream is rosier than chance explains; else nothing."""
+    if math.isnan(found.j):
+        return ""
+    rosy = imagined > wilson(found.positives, found.n)[1]
+    if found.j <= 0 and rosy:
+        return f"the dream lies: it calls failures successes, and its verdicts are no better than chance; {REMEDY}"
+    if found.j_interval[0] <= 0:
+        return f"the dream's verdicts may be chance (J from {found.j_interval[0]:+.2f}); {REMEDY}"
+    return f"the dream is too rosy: {100 * imagined:.0f} % imagined; {REMEDY}" if rosy else ""
 
 
 def parted(found: Audit, earlier: Sequence[Audit]) -> str:

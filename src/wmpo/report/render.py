@@ -126,7 +126,7 @@ def _audits(run: Run) -> str:
             percent(audit["imagined"]),
             cell(number(audit["j"]), between(audit.get("j_interval"), digits=2)),
             str(audit["n"]),
-            f"<p>{esc(audit['verdict'])}</p>",
+            f"<p>{esc(audit['verdict'])}</p>" + _warned(audit),
         ]
         for audit in audits
     ]
@@ -139,6 +139,10 @@ def _audits(run: Run) -> str:
     )
     head = ["iteration", "real", "imagined", "J", "episodes", "<p>verdict</p>"]
     return f"<p class=lead>{lead}</p><p class='say {tone}'>{sentence}</p>" + table(head, rows)
+
+
+def _warned(audit: Mapping[str, Any]) -> str:
+    return f"<p><b>Warning:</b> {esc(audit['warning'])}</p>" if audit.get("warning") else ""
 
 
 def _rounds(run: Run) -> str:

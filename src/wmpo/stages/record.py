@@ -76,6 +76,8 @@ def collect(job: Job) -> None:
     if job.round > 1:
         summary |= look_back(job, played)
         audit = summary["audit"]
+        if audit["warning"]:
+            log.note(f"warning: {audit['warning']}")
         text += f", {100 * audit['imagined']:.0f} % in the last dream (J {signed(audit['j'])}); {audit['verdict']}"
     elif rate in (0.0, 1.0):
         kind = "succeeded" if rate else "failed"

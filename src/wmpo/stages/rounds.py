@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from wmpo.data.episode import Episode
 from wmpo.envs.imagined import ImaginedEnv
-from wmpo.evaluation.audit import fallen, judge
+from wmpo.evaluation.audit import fallen, judge, warning
+from wmpo.evaluation.statistics import Rates
 from wmpo.policy.small import SmallPolicy
 from wmpo.stages import models
 from wmpo.stages.job import Job
@@ -58,7 +59,9 @@ def opening_audit(job: Job) -> dict[str, Any]:
     measured = (job.folder.summary("reward") or {})["imagined"]
     figures = {key: measured[key] for key in ("j", "j_interval", "n")}
     real, imagined = measured["positives"] / measured["n"], measured["called"]
-    return {"iteration": 0, "real": real, "imagined": imagined, **figures, "verdict": "the base policy"}
+    found = Rates(**{field.name: measured[field.name] for field in fields(Rates)})
+    said = {"verdict": "the base policy", "warning": warning(found, imagined)}
+    return {"iteration": 0, "real": real, "imagined": imagined, **figures, **said}
 
 
 def _count(job: Job, number: int) -> tuple[int, int]:

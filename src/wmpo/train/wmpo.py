@@ -143,6 +143,8 @@ def _check(progress: _Progress, found: Audit, learner: GRPOLearner, checkpoint: 
         f"audit after {found.iteration} iterations: real {100 * found.real:.0f} %, imagined "
         f"{100 * found.imagined:.0f} %, J {signed(found.j)} (n = {found.n}); {progress.audits[-1].verdict}"
     )
+    if found.warning:
+        log.note(f"warning: {found.warning}")
 
 
 def _nothing_to_learn(episodes: GroupedRollouts, begun: bool) -> str:
