@@ -36,6 +36,8 @@ class Starts:
     frames: UInt8[Tensor, "B H h w 3"] | None = None
     begun: Int[Tensor, " B"] | None = None
     "Chunks of the time limit that are over already, for imagined episodes that begin in the middle; None: none."
+    travelled: Float[Tensor, "B A"] | None = None
+    "Sum of the actions that were executed before, in the same case."
 
     def __len__(self) -> int:
         return len(self.instruction)
@@ -49,6 +51,7 @@ class Starts:
             group=self.group[index],
             frames=None if self.frames is None else self.frames[index],
             begun=None if self.begun is None else self.begun[index],
+            travelled=None if self.travelled is None else self.travelled[index],
         )
 
     def with_ids(self, episode_id: Int[Tensor, " B"], group: Int[Tensor, " B"]) -> Starts:

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from wmpo.envs.clock import Clock
+from wmpo.envs.workspace import Workspace
 from wmpo.nn import picture_distance
 from wmpo.protocols import RewardModel, WorldModel
 from wmpo.reward.detector import Detector
@@ -46,6 +47,7 @@ class ImaginedEnv:
 
     Args:
         share_noise: siblings of a group get the same world-model noise, so that only their actions tell them apart.
+        workspace: what the controller makes of the policy's commands; the world model sees only that.
         shadow: imagines everything a second time.
         max_doubt: rows whose last frames in both dreams differ by more (mean over pixels in [-1, 1]) are not trusted.
         verify: an episode is solved only when both dreams have shown it (RAW-Dream, arXiv 2605.12334).
@@ -59,6 +61,7 @@ class ImaginedEnv:
         chunk_size: int,
         max_chunks: int,
         seed: int,
+        workspace: Workspace | None = None,
         share_noise: bool = False,
         shadow: Shadow | None = None,
         max_doubt: float | None = None,
@@ -67,7 +70,7 @@ class ImaginedEnv:
         assert shadow is not None or not (verify or max_doubt), "guards compare with a second dream"
         self.world_model, self.reward_model = world_model, reward_model
         self.chunk_size, self.max_chunks = chunk_size, max_chunks
-        self.seed, self.share_noise = seed, share_noise
+        self.seed, self.workspace, self.share_noise = seed, workspace, share_noise
         self.shadow, self.max_doubt, self.verify = shadow, max_doubt, verify
         self.seconds = {"world_model": 0.0, "reward": 0.0}
 
@@ -80,6 +83,7 @@ class ImaginedEnv:
         self._last = starts.frames[:, -1]
         self._context, self._rows = self.world_model.begin(starts.frames), torch.arange(len(starts))
         self._detector = Detector(self.reward_model, self._last)
+        self._position = starts.travelled
         self._shown = torch.zeros(2, len(starts), dtype=torch.bool)
         if self.shadow is not None:
             self.shadow.begin(starts.frames, self._keys)
@@ -92,7 +96,7 @@ class ImaginedEnv:
         kept = torch.isin(self._rows, rows).nonzero().squeeze(1)
         if len(rows) < len(self._rows):
             self._context, self._rows = self.world_model.select(self._context, kept), rows
-        begun = time.perf_counter()
+        begun, chunk = time.perf_counter(), self._executed(chunk)
         shape = self.world_model.noise_shape(self.chunk_size)
         noise = row_normal(self.seed, "imagine", [self._keys[r] for r in rows.tolist()], self._clock.chunk, shape)
         imagined, self._context = self.world_model.imagine(self._context, chunk[rows], noise)
@@ -111,6 +115,13 @@ class ImaginedEnv:
             first = self._both(first, second, rows) if self.verify else first
         solved_after[rows] = first * self.world_model.frame_stride
         return replace(self._clock.tick(frames, solved_after), trusted=~doubted)
+
+    def _executed(self, chunk: Float[Tensor, "B K A"]) -> Float[Tensor, "B K A"]:
+        if self.workspace is None:
+            return chunk
+        start = chunk.new_zeros(len(chunk), chunk.shape[2]) if self._position is None else self._position
+        executed, self._position = self.workspace.execute(start, chunk)
+        return executed
 
     def _both(self, first: Int[Tensor, " R"], second: Int[Tensor, " R"], rows: Int[Tensor, " R"]) -> Int[Tensor, " R"]:
         """The frame of this chunk at which the later of both dreams shows success, 0 while one has not."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import math
 import os
 import sys
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from wmpo.envs.workspace import Workspace
 from wmpo.rng import keyed
 
 
@@ -49,6 +51,15 @@ class MetaWorldConfig:
     def instruction(self) -> str:
         """The task's name as a sentence: ``drawer-open-v3`` -> ``drawer open``."""
         return " ".join(part for part in self.task.split("-") if not (part[0] == "v" and part[1:].isdigit()))
+
+    def workspace(self) -> Workspace:
+        """The limits of the simulator's controller for this task, from where the hand begins; the gripper has none."""
+        check_task(self.task)
+        from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+
+        env, metres = ALL_V3_ENVIRONMENTS[self.task](), 0.01 * self.action_repeat
+        low, high = ((limit - env.hand_init_pos) / metres for limit in (env.mocap_low, env.mocap_high))
+        return Workspace(low=(*low.tolist(), -math.inf), high=(*high.tolist(), math.inf))
 
     def validate(self) -> None:
         """Raises ValueError with the nearest names for an unknown task, and for sizes that cannot be rendered."""

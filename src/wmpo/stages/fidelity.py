@@ -37,7 +37,7 @@ def fidelity(job: Job) -> None:
     """Writes ``stages/fidelity.json`` and the worst replays as videos."""
     require(job, "fidelity", "improve")
     log, last = job.log("fidelity"), job.experiment.num_rounds
-    _, held_out = job.collected()
+    held_out = job.executed(job.collected()[1])
     rounds = []
     for number in range(1, last + 1):
         rounds.append(_checkpoint(job, number, held_out))

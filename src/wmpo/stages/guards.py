@@ -68,8 +68,8 @@ def imagined_starts(episodes: Sequence[Episode]) -> Starts:
 
 
 def starts_to_improve(job: Job, episodes: Sequence[Episode]) -> Starts:
-    """The only real frames that GRPO sees: where episodes began and, if asked for, chunk borders in the middle of them,
-    from where an imagined episode is a few chunks long."""
+    """The only real frames that GRPO sees: where episodes (as executed) began and, if asked for, chunk borders in the
+    middle of them, from where an imagined episode is a few chunks long."""
     guards, starts = job.experiment.improve.guards, imagined_starts(episodes)
     count = round(len(episodes) * guards.branch_share / (1 - guards.branch_share))
     if count == 0:
@@ -92,6 +92,10 @@ def starts_to_improve(job: Job, episodes: Sequence[Episode]) -> Starts:
     begun = torch.where(chunks > 0, (limit - guards.branch_chunks) * torch.ones_like(chunks), 0)
     identity = torch.arange(len(rows))
     whole = starts.rows(rows).with_ids(identity, identity)
+    sums = [
+        torch.from_numpy(episodes[i].actions[: chunk * size]).sum(dim=0)
+        for i, chunk in zip(rows.tolist(), chunks.tolist(), strict=True)
+    ]
     return Starts(
         instruction=whole.instruction,
         sim_seed=whole.sim_seed,
@@ -99,4 +103,5 @@ def starts_to_improve(job: Job, episodes: Sequence[Episode]) -> Starts:
         group=whole.group,
         frames=torch.stack(frames),
         begun=torch.maximum(begun, chunks),
+        travelled=torch.stack(sums),
     )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +21,7 @@ from wmpo.data.lerobot import read_episodes
 from wmpo.data.splits import hold_out
 from wmpo.envs.ledger import Ledger
 from wmpo.envs.simulated import Purpose, SimulatedEnv
+from wmpo.envs.workspace import Workspace
 from wmpo.report.run import RunFolder, StageLog
 
 REPEATED = ("collect", "world-model", "reward", "improve")
@@ -56,6 +58,10 @@ class Job:
     def action_dim(self) -> int:
         """Hand movement in x, y, z and the gripper."""
         return 4
+
+    @functools.cached_property
+    def workspace(self) -> Workspace:
+        return self.experiment.env.workspace()
 
     @property
     def folder(self) -> RunFolder:
@@ -121,6 +127,10 @@ class Job:
             learn += [episode for i, episode in enumerate(episodes) if i not in apart]
             held_out += [episodes[i] for i in sorted(apart)]
         return learn, held_out
+
+    def executed(self, episodes: Sequence[Episode]) -> list[Episode]:
+        """Episodes as a world model sees them: with what the controller made of the commands."""
+        return self.workspace.executed(episodes)
 
     def seed_torch(self, purpose: int) -> None:
         """Initial weights depend on the run's seed and on what they are for, not on what ran before."""

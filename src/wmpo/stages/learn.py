@@ -86,7 +86,7 @@ def world_model(job: Job) -> None:
     rounds go on from the last one's, and see their own episodes twice as often as older ones."""
     require(job, "world-model", "tokenizer", "collect")
     log, experiment, folder = job.log("world-model"), job.experiment, job.folder
-    config, (learn, held_out) = experiment.world_model_training, job.collected()
+    config, (learn, held_out) = experiment.world_model_training, map(job.executed, job.collected())
     job.seed_torch(3)
     if job.round == 1:
         net = _new_world_model(job, experiment.tokenizer.build(), pretrained_path(experiment.world_model.pretrained))
@@ -98,7 +98,7 @@ def world_model(job: Job) -> None:
         seen = [*learn, *learn[held - played :]]
     notes = train_world_model(
         net,
-        job.demonstrations(),
+        job.executed(job.demonstrations()),
         seen,
         held_out,
         config,
@@ -128,8 +128,8 @@ def reward(job: Job) -> None:
     log, experiment, folder = job.log("reward"), job.experiment, job.folder
     dream = models.load_world_model(folder)
     stride, chunk_size = dream.frame_stride, experiment.policy.chunk_size
-    learn, held_out = job.collected()
-    learn = [*job.demonstrations(), *learn]
+    learn, held_out = map(job.executed, job.collected())
+    learn = [*job.executed(job.demonstrations()), *learn]
     clips = real_videos(learn, stride, dream)
     for phase in range(stride):
         clips += real_videos(learn, stride, phase=phase)
@@ -158,7 +158,7 @@ def improve(job: Job) -> None:
     held-out starts, before that the next round's episodes are the audit."""
     require(job, "improve", "reward")
     log, experiment, folder = job.log("improve"), job.experiment, job.folder
-    config, (learn, held_out) = experiment.improve, job.collected()
+    config, (learn, held_out) = experiment.improve, map(job.executed, job.collected())
     if job.round < experiment.num_rounds:
         config = replace(config, audit=replace(config.audit, max_episodes=0))
     begins_with = (folder.summary("collect") or {}).get("begins_with", job.round)
@@ -192,7 +192,7 @@ def _auditor(job: Job, dream: ImaginedEnv, real: SimulatedEnv, held_out: list[Ep
         if iteration > 0:
             real.purpose = Purpose("audit", f"round {job.round}, iteration {iteration}", temperature, job.seed)
             starts, name = [episode.start for episode in held_out], real.purpose.policy
-            episodes = play(real, policy, starts, job, temperature=temperature, policy_name=name)
+            episodes = job.executed(play(real, policy, starts, job, temperature=temperature, policy_name=name))
         return judge(
             episodes, dream.world_model, dream.reward_model,
             chunk_size=dream.chunk_size, seed=job.seed, iteration=iteration,

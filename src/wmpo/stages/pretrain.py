@@ -6,7 +6,7 @@ to a new task. No episode of an excluded task is used. The result is shipped wit
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -38,7 +38,8 @@ def pretrain(job: Job) -> None:
     learn: list[Episode] = []
     held_out: list[Episode] = []
     for task in tasks:
-        episodes = read_episodes(job.dataset(task))
+        workspace = replace(job.experiment.env, task=task).workspace()
+        episodes = workspace.executed(read_episodes(job.dataset(task)))
         learn, held_out = learn + episodes[:-1], held_out + episodes[-1:]
     net = _world_model(job, learn, held_out, log)
     header = {

@@ -28,6 +28,7 @@ def imagined_env(job: Job, number: int) -> ImaginedEnv:
         chunk_size=job.experiment.policy.chunk_size,
         max_chunks=job.experiment.max_chunks,
         seed=job.seed + 100 * (number - 1),
+        workspace=job.workspace,
         share_noise=job.experiment.improve.share_noise,
     )
 
@@ -37,7 +38,7 @@ def look_back(job: Job, episodes: Sequence[Episode]) -> dict[str, Any]:
     was trained. Where that policy has clearly got worse, ``begins_with`` names the round whose policy goes on."""
     before, iteration = imagined_env(job, job.round - 1), (job.round - 1) * job.experiment.improve.num_iterations
     found = judge(
-        episodes, before.world_model, before.reward_model,
+        job.executed(episodes), before.world_model, before.reward_model,
         chunk_size=before.chunk_size, seed=job.seed, iteration=iteration,
     )  # fmt: skip
     earlier = [_count(job, number) for number in range(1, job.round)]

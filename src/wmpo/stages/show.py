@@ -32,7 +32,7 @@ def make_videos(job: Job, policies: dict[str, SmallPolicy], temperatures: dict[s
 
 def _replays(job: Job) -> Index:
     model = load_world_model(job.folder)
-    _, held_out = job.collected()
+    held_out = job.executed(job.collected()[1])
     solved = [e for e in held_out if e.success][:3]
     failed = [e for e in held_out if not e.success][:3]
     chosen = [*solved, *failed]
