@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -69,3 +70,8 @@ def test_the_dream_is_told_what_is_executed_and_branches_go_on_from_where_they_a
     run_episodes(env, small_policy(), some_starts(4, frames=1), temperature=1.0, seed=0)
     sums = torch.cat(told, dim=1)[..., 0].cumsum(dim=1)
     assert sums.abs().max() <= 0.1 + 1e-6 and sums.abs().max() > 0.09
+    told.clear()
+    at_the_border = replace(some_starts(4, frames=1), travelled=torch.tensor([[0.1, 0.0]]).repeat(4, 1))
+    run_episodes(env, small_policy(), at_the_border, temperature=1.0, seed=0)
+    sums = torch.cat(told, dim=1)[..., 0].cumsum(dim=1)
+    assert sums.max() <= 1e-6 and sums.min() >= -0.2 - 1e-6
