@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from test_lerobot import assert_same, edit_columns, edit_info, episode, smooth, write_video
 
+from wmpo.data import importing
 from wmpo.data.damage import DatasetError
 from wmpo.data.importing import Conversion, import_dataset, open_source
 from wmpo.data.lerobot import append_episodes, read_episodes
@@ -61,12 +62,17 @@ def test_import_again_is_lossless(kind: str, tmp_path: Path) -> None:
     assert_same(take(tmp_path / "new", tmp_path / "again", Keys()), first)
 
 
-def test_our_own_episodes_keep_everything(tmp_path: Path) -> None:
-    episodes = [episode(i, steps=2 + i % 5) for i in range(40)]  # more than are held in memory at once
+@pytest.mark.parametrize(("name", "limit", "files"), [("SHARD", 7, 6), ("SHARD_BYTES", 3000, 20)])
+def test_our_own_episodes_keep_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, limit: int, files: int
+) -> None:
+    monkeypatch.setattr(importing, name, limit)
+    episodes = [episode(i, steps=5) for i in range(40)]  # of 2160 bytes, more than are held in memory at once
     append_episodes(tmp_path / "ours", episodes, fps=7)
     done = import_dataset(tmp_path / "ours", tmp_path / "new", Keys(), Conversion())
     assert (done.num_episodes, done.num_solved, done.fps) == (40, 20, 7)
     assert_same(read_episodes(tmp_path / "new"), episodes)
+    assert len(list((tmp_path / "new/data/chunk-000").iterdir())) == files
 
 
 def test_lerobot_v21_with_videos(tmp_path: Path) -> None:
@@ -239,6 +245,18 @@ def test_examples_of_every_type(packed: bool) -> None:
     assert found["a"].tolist() == numbers.tolist() and found["ü"].tolist() == floats.tolist()  # type: ignore[union-attr]
     assert found["c"] == [b"", b"x" * 300]
     assert parse_example(b"") == {}
+
+
+def test_sentences_may_be_tensors_and_depth_is_no_camera(tmp_path: Path) -> None:
+    root = foreign.rlds(tmp_path / "source")
+    schema = json.loads(
+        json.dumps(foreign.SCHEMA).replace(json.dumps(foreign.TEXT), json.dumps(foreign.tensor("string")))
+    )
+    steps = schema["featuresDict"]["features"]["steps"]["sequence"]["feature"]["featuresDict"]["features"]
+    depth = json.loads(json.dumps(foreign.IMAGE).replace('"3"', '"1"'))
+    steps["observation"]["featuresDict"]["features"]["depth"] = depth
+    (root / "features.json").write_text(json.dumps(schema))
+    assert take(root, tmp_path / "new", ACTION)[0].instruction == "push"
 
 
 @pytest.mark.parametrize("packed", [True, False])

@@ -7,7 +7,6 @@ import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
 from pathlib import Path
 
 from wmpo.checkpoint import write_json
@@ -19,8 +18,8 @@ from wmpo.data.rlds import open_rlds
 from wmpo.data.robomimic import open_robomimic
 from wmpo.data.source import Keys, Source
 
-SHARD = 32
-"""Episodes in memory at once."""
+SHARD, SHARD_BYTES = 64, 2**28
+"""Episodes in memory at once: so many, or so many bytes of pictures."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,12 +121,23 @@ def write_new(target: Path, episodes: Iterator[Episode], *, fps: int, origin: di
         raise DatasetError(f"{target} exists and is not an empty folder; choose another --to")
     unfinished = target.parent / f".{target.name}.{os.getpid()}.unfinished"
     try:
-        while shard := list(islice(episodes, SHARD)):
+        for shard in _shards(episodes):
             append_episodes(unfinished, shard, fps=fps)
         write_json(unfinished / "meta/origin.json", origin)
         os.replace(unfinished, target)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _shards(episodes: Iterator[Episode]) -> Iterator[list[Episode]]:
+    shard: list[Episode] = []
+    for episode in episodes:
+        shard.append(episode)
+        if len(shard) == SHARD or sum(e.frames.nbytes for e in shard) > SHARD_BYTES:
+            yield shard
+            shard = []
+    if shard:
+        yield shard
 
 
 def read_labels(path: Path) -> dict[int, tuple[bool, int | None]]:

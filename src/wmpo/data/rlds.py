@@ -44,7 +44,8 @@ def open_rlds(root: Path, keys: Keys) -> Source:
     with reading(path):
         features = dict(_flatten(json.loads(path.read_bytes()), "", 0))
     require(any(name.startswith("steps/") for name in features), path, "it describes no steps, so it is not of RLDS")
-    pictures = [n for n, f in features.items() if f.kind == "image" or (f.kind == "tensor" and f.shape[2:] == (3,))]
+    coloured = {n: f for n, f in features.items() if f.shape[2:] == (3,) or (f.kind == "image" and not f.shape)}
+    pictures = [n for n, f in coloured.items() if f.kind in ("image", "tensor")]  # a depth map has another last size
     camera = choose([n for n in pictures if n.startswith("steps/")], keys.camera, "cameras", root, "--camera")
     for name in (keys.action or "steps/action").split(","):
         numbers = [n for n, f in features.items() if n.startswith("steps/") and f.kind == "tensor" and f.is_raw]
@@ -88,7 +89,9 @@ def _flatten(node: Any, prefix: str, depth: int) -> Iterator[tuple[str, Feature]
         if kind in node:
             about = node[kind] or {}
             shape = tuple(int(size) for size in about.get("shape", {}).get("dimensions", []))
-            yield prefix, Feature(kind, shape, about.get("encoding", "none") in ("none", "ENCODING_UNSPECIFIED"))
+            is_text = kind == "tensor" and about.get("dtype") in ("string", "object")
+            is_raw = about.get("encoding", "none") in ("none", "ENCODING_UNSPECIFIED")
+            yield prefix, Feature("text" if is_text else kind, shape, is_raw)
 
 
 def _episodes(shards: list[Path], features: dict[str, Feature], keys: Keys, sentence: str | None) -> Iterator[Episode]:

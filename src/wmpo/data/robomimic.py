@@ -13,7 +13,7 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
@@ -22,8 +22,8 @@ from wmpo.data.damage import DatasetError, choose, reading, require
 from wmpo.data.episode import Episode
 from wmpo.data.source import Keys, Source, to_episode
 
-if TYPE_CHECKING:
-    import h5py
+Group = Any
+"""An ``h5py.Group``; h5py is imported only where a file is opened."""
 
 LARGEST = 8 * 2**30
 """Bytes of one array: a damaged header can claim any size."""
@@ -72,7 +72,7 @@ def _episodes(path: Path, demos: list[str], keys: Keys, sentence: str) -> Iterat
         yield to_episode(frames, actions, labels, instruction=sentence, number=number, path=where)
 
 
-def _frames(demo: h5py.Group, camera: str, path: Path) -> UInt8[np.ndarray, "L h w 3"]:
+def _frames(demo: Group, camera: str, path: Path) -> UInt8[np.ndarray, "L h w 3"]:
     frames = _array(_group(demo, "obs", path), camera, path)
     require(frames.dtype == np.uint8 and frames.ndim == 4 and frames.shape[3] == 3, path, f"{camera!r} is no picture")
     if "next_obs" in demo and camera in (after := _group(demo, "next_obs", path)) and len(frames):
@@ -82,7 +82,7 @@ def _frames(demo: h5py.Group, camera: str, path: Path) -> UInt8[np.ndarray, "L h
     return frames
 
 
-def _demos(file: h5py.File, split: str | None, path: Path) -> list[str]:
+def _demos(file: Group, split: str | None, path: Path) -> list[str]:
     """Names of the demonstrations in the order of their numbers."""
     require("data" in file, path, "it has no group 'data', so it is not of robomimic")
     names = list(_group(file, "data", path))
@@ -97,14 +97,14 @@ def _demos(file: h5py.File, split: str | None, path: Path) -> list[str]:
     return sorted(names, key=lambda name: (int(re.sub(r"\D", "", name) or 0), name))
 
 
-def _cameras(demo: h5py.Group, path: Path) -> list[str]:
+def _cameras(demo: Group, path: Path) -> list[str]:
     require("obs" in demo, path, "it has no group 'obs'; make observations first (robomimic's dataset_states_to_obs)")
     group = _group(demo, "obs", path)
     shapes: dict[str, tuple[int, ...]] = {n: getattr(_member(group, n, path), "shape", ()) for n in group}
     return [name for name, shape in shapes.items() if len(shape) == 4 and shape[3] == 3]
 
 
-def _group(parent: h5py.Group, name: str, path: Path) -> h5py.Group:
+def _group(parent: Group, name: str, path: Path) -> Group:
     import h5py
 
     found = _member(parent, name, path)
@@ -112,7 +112,7 @@ def _group(parent: h5py.Group, name: str, path: Path) -> h5py.Group:
     return found
 
 
-def _array(parent: Any, name: str, path: Path) -> np.ndarray:
+def _array(parent: Group, name: str, path: Path) -> np.ndarray:
     """A dataset as it is in this file, whole."""
     import h5py
 
@@ -127,7 +127,7 @@ def _flat(values: np.ndarray) -> Shaped[np.ndarray, "R A"]:
     return values.reshape(len(values), math.prod(values.shape[1:]))
 
 
-def _member(parent: Any, name: str, path: Path) -> Any:
+def _member(parent: Group, name: str, path: Path) -> Any:
     """By one plain name at a time, and never through a link."""
     import h5py
 
@@ -138,7 +138,7 @@ def _member(parent: Any, name: str, path: Path) -> Any:
     return parent[name]
 
 
-def _facts(data: h5py.Group) -> dict[str, Any]:
+def _facts(data: Group) -> dict[str, Any]:
     """What the file says about its environment; nothing where it says nothing that can be read."""
     facts: dict[str, Any] = {}
     for name in ("problem_info", "env_args"):
