@@ -7,6 +7,8 @@ from pathlib import Path
 
 import foreign
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from finished_run import finished_run, recorded
 from PIL import Image
@@ -67,6 +69,14 @@ def test_inspect_says_what_will_not_work(capsys: pytest.CaptureFixture[str]) -> 
     import_dataset(Path("source"), Path("still"), Keys(action="steps/is_last"), Conversion(fps=5))
     main(["data", "inspect", "still"])
     assert "[0] never move" in capsys.readouterr().out
+
+
+def test_inspect_of_episodes_that_do_not_fit_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+    root = foreign.lerobot_v21(Path("source"))
+    table = pq.read_table(root / foreign.V21_DATA)
+    short = pa.array([[0.0, 1.0]] * 4, type=pa.list_(pa.float32()))
+    pq.write_table(table.set_column(table.column_names.index("action"), "action", short), root / foreign.V21_DATA)
+    assert "episode 1 has 2 action dimensions" in refused(capsys, "inspect", "source")
 
 
 @pytest.mark.parametrize("what", ["collected", "demonstrations"])

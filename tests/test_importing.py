@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -174,6 +176,13 @@ def test_unlabelled_datasets_need_labels(tmp_path: Path) -> None:
         take(root, tmp_path / "new", Keys())
     assert [e.solved_at for e in take(root, tmp_path / "yes", Keys(), labels="solved")] == [4, 3]
     assert [e.solved_at for e in take(root, tmp_path / "no", KEYS["lerobot"], labels="failed")] == [-1, -1]
+
+
+def test_a_named_label_counts_more_than_our_own(tmp_path: Path) -> None:
+    append_episodes(tmp_path / "ours", [episode(1)], fps=7)  # solved by its third action
+    assert [e.solved_at for e in take(tmp_path / "ours", tmp_path / "a", Keys())] == [3]
+    named = take(tmp_path / "ours", tmp_path / "b", Keys(success="next.done"))
+    assert [e.solved_at for e in named] == [4]
 
 
 # ---- what the user must say
@@ -379,6 +388,12 @@ def flipped(place: int) -> Damage:
     return change, name
 
 
+def claiming(width: int, height: int) -> bytes:
+    """The head of a PNG of that size, with a right checksum, and nothing behind it."""
+    head = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
+
+
 SHARD = "toy-train.tfrecord-00001-of-00002"
 IMAGES, MOVES = "steps/observation/image", foreign.RLDS_ACTION
 DEEP = '{"featuresDict": {"features": {"a": ' * 500 + "{}" + "}}}" * 500
@@ -401,6 +416,7 @@ RLDS: dict[str, Damage] = {
     "action short": shard(**{MOVES: np.zeros((3, 3), dtype=np.float32)}),
     "no action": shard(**{MOVES: None}),
     "no pictures": shard(**{IMAGES: None}),
+    "picture enormous": shard(**{IMAGES: [claiming(60_000, 60_000)] * 4}),
     "picture broken": shard(**{IMAGES: [b"\x89PNG\r\n\x1a\n"] * 4}),
     "pictures of two sizes": shard(**{IMAGES: [foreign.png(foreign.pictures(0, 1, s)[0]) for s in (8, 9, 8, 8)]}),
     "pictures of another size": (

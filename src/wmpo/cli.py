@@ -90,9 +90,8 @@ def main(arguments: list[str] | None = None) -> None:
 def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
-        return (
-            f"{where}{error.strerror}. Nothing half-written is kept; free space or choose another folder with --runs."
-        )
+        remedy = "Nothing half-written is kept; free space or choose another folder (--runs or --to)."
+        return f"{where}{error.strerror}. {remedy}"
     return str(error) or type(error).__name__
 
 

@@ -88,7 +88,7 @@ class Export:
     what: Literal["collected", "demonstrations", "imagined"] = "collected"
     "Real episodes of the policies, of the expert, or episodes that the improved policy only dreams."
     num_episodes: int = 32
-    "Imagined episodes, at most as many as were collected."
+    "Imagined episodes; they begin where collected ones began, in turn."
     temperature: float = 1.0
     "Sampling temperature of imagined episodes; 0 is greedy."
 

@@ -183,6 +183,8 @@ def open_lerobot(root: Path, keys: Keys) -> Source:
         for key in names.split(",") if names is not None else ():
             choose([*info["features"]], key, "features", root, flag)
     rows = _episode_rows(root, info)
+    if keys.success is not None:  # what the user names counts more than what we once wrote
+        rows = [{name: value for name, value in row.items() if name != "solved_at"} for row in rows]
     return Source(
         path=root,
         kind=f"LeRobot {info['codebase_version']}",

@@ -54,7 +54,7 @@ class Overview:
 
 
 def overview(episodes: Iterable[Episode], *, num_rows: int = 8, num_columns: int = 8) -> Overview | None:
-    """Goes through the episodes once; None when there are none."""
+    """Goes through the episodes once; None when there are none. Raises ValueError when their actions differ in size."""
     rows, kept = list[np.ndarray](), list[tuple[int, int]]()
     low = high = total = np.zeros(0)
     sentences, policies, picture = Counter[str](), Counter[str](), (0, 0)
@@ -66,6 +66,11 @@ def overview(episodes: Iterable[Episode], *, num_rows: int = 8, num_columns: int
         if len(kept) == 1:
             low, high, total = actions[0], actions[0], np.zeros(actions.shape[1])
             picture = (episode.frames.shape[1], episode.frames.shape[2])
+        if actions.shape[1] != len(low):
+            raise ValueError(
+                f"episode {len(kept) - 1} has {actions.shape[1]} action dimensions, the first one {len(low)}; "
+                "keep them in separate datasets"
+            )
         low, high = np.minimum(low, actions.min(axis=0)), np.maximum(high, actions.max(axis=0))
         total = total + actions.sum(axis=0)
         if len(rows) < num_rows:

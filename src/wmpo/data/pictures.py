@@ -9,11 +9,19 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+LARGEST = 2**24
+"""Pixels of one picture: a few damaged bytes could claim any number."""
+
 
 def decode(files: Sequence[bytes]) -> UInt8[np.ndarray, "L h w 3"]:
     """PNG or JPEG files of one size. Raises whatever a damaged picture makes the decoder raise."""
-    opened = (Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) for content in files)
-    return np.stack([np.asarray(picture.convert("RGB")) for picture in opened])
+    frames = []
+    for content in files:
+        picture = Image.open(io.BytesIO(content), formats=("PNG", "JPEG"))
+        if picture.width * picture.height > LARGEST:
+            raise ValueError(f"a picture of {picture.width}x{picture.height} pixels")
+        frames.append(np.asarray(picture.convert("RGB")))
+    return np.stack(frames)
 
 
 def resize(frames: UInt8[np.ndarray, "L h w 3"], size: int | None) -> UInt8[np.ndarray, "L H W 3"]:

@@ -139,7 +139,7 @@ def _pictures(values: Values, feature: Feature, path: Path) -> UInt8[np.ndarray,
 
 
 def _numbers(values: Values, feature: Feature, rows: int, path: Path, name: str) -> Shaped[np.ndarray, "R A"]:
-    """A number or vector for each step. Episodes may leave out the meaningless last action."""
+    """A number or vector for each step."""
     size = int(np.prod(feature.shape, dtype=np.int64))
     require(isinstance(values, np.ndarray) and size > 0, path, f"{name!r} holds no numbers of a fixed size")
     found = np.asarray(values)
