@@ -221,6 +221,9 @@ def test_neither_format(tmp_path: Path) -> None:
     foreign.rlds(tmp_path / "toy/1.0.0")
     with pytest.raises(DatasetError, match=r"did you mean .*toy/1\.0\.0"):
         open_source(tmp_path / "toy", Keys())
+    append_episodes(tmp_path / "run/data/collected", [episode(0)], fps=7)
+    with pytest.raises(DatasetError, match=r"did you mean .*run/data/collected"):
+        open_source(tmp_path / "run", Keys())
 
 
 def test_targets_are_not_overwritten(tmp_path: Path) -> None:

@@ -56,8 +56,8 @@ def open_source(path: Path, keys: Keys) -> Source:
         return open_rlds(path, keys)
     if path.is_file():
         return open_robomimic(path, keys)
-    near = sorted({str(found.parents[depth - 1]) for depth, pattern in ((1, "*/features.json"), (2, "*/meta/info.json"))
-                   for found in path.glob(pattern)})  # fmt: skip
+    patterns = ((1, "*/features.json"), (2, "*/meta/info.json"), (2, "data/*/meta/info.json"))  # the last: of a run
+    near = sorted(str(found.parents[depth - 1]) for depth, pattern in patterns for found in path.glob(pattern))
     hint = f"; did you mean {near[0]}?" if near else ""
     what = "is neither a LeRobot folder (meta/info.json), an RLDS folder (features.json) nor an HDF5 file"
     raise DatasetError(f"{path} {what if path.exists() else 'does not exist'}{hint}; choose another source")

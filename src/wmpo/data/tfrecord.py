@@ -54,7 +54,7 @@ _TABLE = _table()
 
 def crc32c(content: bytes) -> int:
     """CRC-32C. Blocks of the content run through the table side by side, then are joined two by two: in Python one byte
-    after the other would take a second for each five megabytes."""
+    after the other would take a second for each four megabytes."""
     if len(content) < _BLOCK:
         state = 0xFFFFFFFF
         for byte in content:
