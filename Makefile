@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 $(DEV_STAMP): $(STAMP)
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[sim,dev]'
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[sim,data,dev]'
 	@touch $@
 
 gl: $(STAMP)

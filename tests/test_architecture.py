@@ -13,7 +13,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 TREES = {str(path.relative_to(SOURCE / "wmpo")): ast.parse(path.read_text()) for path in FILES}
 SIBLINGS = ("policy", "world_model", "reward", "rl")
 CONCRETE = ("wmpo.policy.small", "wmpo.world_model.small", "wmpo.reward.small", "wmpo.rl")
-HEAVY = {"metaworld", "mujoco", "transformers", "diffusers", "ray"}
+HEAVY = {"metaworld", "mujoco", "gymnasium", "h5py", "transformers", "diffusers", "ray"}
 
 
 def imports(tree: ast.AST, *, inside_functions: bool = True) -> Iterator[str]:
@@ -70,10 +70,13 @@ def test_lower_layers_do_not_know_upper_ones(lower: tuple[str, ...], upper: tupl
         assert not uses(name, *(f"wmpo.{p}" for p in (*upper, "stages", "cli"))), name
 
 
+ENTRANCES = ("__init__.py", "cli.py", "cli_data.py")
+
+
 def test_only_the_command_line_knows_the_stages_and_its_parser() -> None:
-    assert [name for name in TREES if uses(name, "tyro")] == ["cli.py"]
-    assert {name.split("/")[0] for name in TREES if uses(name, "wmpo.stages")} == {"cli.py", "stages"}
-    assert not [name for name in TREES if uses(name, "wmpo.cli")]
+    assert [name for name in TREES if uses(name, "tyro")] == ["cli.py", "cli_data.py"]
+    assert {name.split("/")[0] for name in TREES if uses(name, "wmpo.stages")} == {*ENTRANCES, "stages"}
+    assert [name for name in TREES if uses(name, "wmpo.cli", "wmpo.cli_data")] == ["cli.py"]
 
 
 def test_distribution_stays_in_execution() -> None:
@@ -83,7 +86,8 @@ def test_distribution_stays_in_execution() -> None:
 
 def test_heavy_libraries_are_imported_only_inside_functions() -> None:
     for name, tree in TREES.items():
-        assert HEAVY.isdisjoint(i.split(".")[0] for i in imports(tree, inside_functions=False)), name
+        allowed = {"gymnasium"} if name == "envs/gym.py" else set()  # a class of it; imported by nobody here
+        assert (HEAVY - allowed).isdisjoint(i.split(".")[0] for i in imports(tree, inside_functions=False)), name
 
 
 def test_the_report_reads_files_only() -> None:

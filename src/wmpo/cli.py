@@ -12,6 +12,7 @@ from typing import Annotated
 
 import tyro
 
+from wmpo import cli_data
 from wmpo.config import Experiment
 from wmpo.recipes import RECIPES, recipe
 from wmpo.report.render import render
@@ -65,6 +66,7 @@ def usage() -> str:
             *lines,
             "",
             f"recipes: {', '.join(RECIPES)}",
+            "wmpo data --help: datasets in and out",
             "wmpo run RECIPE --help shows every setting and its value, e.g. --env.task door-open-v3",
         ]
     )
@@ -78,7 +80,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         _main(args)
     except KeyboardInterrupt:
-        print(f"\nstopped; the same command goes on from here: wmpo {' '.join(args)}", file=sys.stderr)
+        again = "nothing was written" if args[0] == "data" else "the same command goes on from here"
+        print(f"\nstopped; {again}: wmpo {' '.join(args)}", file=sys.stderr)
         sys.exit(130)
     except (ValueError, FloatingPointError, RuntimeError, OSError) as error:
         if "--debug" in args:
@@ -90,9 +93,8 @@ def main(arguments: list[str] | None = None) -> None:
 def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
-        return (
-            f"{where}{error.strerror}. Nothing half-written is kept; free space or choose another folder with --runs."
-        )
+        remedy = "Nothing half-written is kept; free space or choose another folder (--runs or --to)."
+        return f"{where}{error.strerror}. {remedy}"
     return str(error) or type(error).__name__
 
 
@@ -103,8 +105,11 @@ def _main(args: list[str]) -> None:
 
         print(version("wmpo"))
         return
+    if command == "data":
+        cli_data.main(rest)
+        return
     if command not in COMMANDS:
-        near = difflib.get_close_matches(command, COMMANDS, n=2, cutoff=0.4) or list(COMMANDS)
+        near = difflib.get_close_matches(command, [*COMMANDS, "data"], n=2, cutoff=0.4) or list(COMMANDS)
         raise ValueError(f"unknown stage {command!r}; did you mean {' or '.join(near)}? See wmpo --help")
     name, rest = (rest[0], rest[1:]) if rest and not rest[0].startswith("-") else ("quickstart", rest)
     settings = _settings(command, name, rest)

@@ -1,9 +1,10 @@
 """Episodes on disk as a LeRobot v3.0 dataset: an appendable, crash-safe writer, and a reader for any such dataset.
 
-We write lossless PNG inside parquet (*image mode*) and read image and video mode. Unlike LeRobot's own recordings, an
-episode of S actions has S + 1 rows, as a world model needs the last frame; that row has ``action_is_pad``. An append
-makes a new pair of files; ``meta/info.json``, replaced last, is the commit: what it does not count does not exist.
-One writer at a time. Nothing in a dataset can run code: no pickle, no format strings from files.
+We write lossless PNG inside parquet (*image mode*) and read image and video mode, also of LeRobot v2.0 and v2.1.
+Unlike LeRobot's own recordings, an episode of S actions has S + 1 rows, as a world model needs the last frame; that row
+has ``action_is_pad``. An append makes a new pair of files; ``meta/info.json``, replaced last, is the commit: what it
+does not count does not exist. One writer at a time. Nothing in a dataset can run code: no pickle, no format strings
+from files.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +24,21 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from wmpo.checkpoint import write_atomic
+from wmpo.data.damage import DatasetError, choose, reading, require
 from wmpo.data.episode import Episode
+from wmpo.data.pictures import decode
+from wmpo.data.source import Keys, Source
 
 CAMERA = "observation.images.main"
 FILES_PER_CHUNK = 1000
 _CHUNK_FILE = "chunk-{chunk_index:03d}/file-{file_index:03d}"
 _DATA_PATH, _EPISODES_PATH = (f"{folder}/{_CHUNK_FILE}.parquet" for folder in ("data", "meta/episodes"))
 _VIDEO_PATH = f"videos/{{video_key}}/{_CHUNK_FILE}.mp4"
+_OLD_DATA_PATH = "data/chunk-{chunk_index:03d}/episode_{file_index:06d}.parquet"
+_OLD_VIDEO_PATH = "videos/chunk-{chunk_index:03d}/{video_key}/episode_{file_index:06d}.mp4"
 _SCALARS = dict.fromkeys(("next.success", "next.done", "action_is_pad"), "bool") | {"timestamp": "float32"}
 _SCALARS |= dict.fromkeys(("frame_index", "episode_index", "index", "task_index"), "int64")
 _COUNTS = ("episode_index", "length", "data/chunk_index", "data/file_index", "dataset_to_index")
-
-
-class DatasetError(ValueError):
-    """The dataset is incomplete, damaged or of another kind; the message names the file and what to do."""
 
 
 def append_episodes(root: Path, episodes: Sequence[Episode], *, fps: int) -> None:
@@ -50,6 +51,8 @@ def append_episodes(root: Path, episodes: Sequence[Episode], *, fps: int) -> Non
         return
     features, schema = _columns(episodes)
     info = _read_info(root) if (root / "meta/info.json").exists() else None
+    if info and info["codebase_version"] != "v3.0":
+        raise DatasetError(f"{root} is of LeRobot {info['codebase_version']}; append to a new folder")
     if info and (info["features"], info["fps"]) != (features, fps):
         raise DatasetError(f"{root} has another picture size, action size or fps; append to a new folder")
     old = _episode_rows(root, info) if info else []
@@ -60,7 +63,7 @@ def append_episodes(root: Path, episodes: Sequence[Episode], *, fps: int) -> Non
     tasks = list(dict.fromkeys(row["tasks"][0] for row in rows))
     parts = [_frames(e, row, tasks, fps) for e, row in zip(episodes, new, strict=True)]
     columns = {key: [value for part in parts for value in part[key]] for key in features}
-    with _reading(root / "meta/episodes"):
+    with reading(root / "meta/episodes"):
         stats = {key: _total_stats(rows, key) for key in ("action", CAMERA)}
     _write(root / _DATA_PATH.format(**place), pa.table(columns, schema=schema))
     _write(root / _EPISODES_PATH.format(**place), pa.Table.from_pylist(new))
@@ -162,65 +165,91 @@ def num_episodes(root: Path) -> int:
 
 
 def read_episodes(root: Path, *, camera: str | None = None) -> list[Episode]:
-    """All episodes, frames decoded to uint8 [L,h,w,3], from our own or any other LeRobot v3.0 folder.
+    """All episodes, frames decoded to uint8 [L,h,w,3], from our own or any other LeRobot folder (v2.0, v2.1, v3.0).
 
     ``camera`` is the key of the pictures, needed when there are several. In a dataset of another program an episode
     loses its last action, as no frame follows it; ``solved_at`` is from ``next.success`` (success by that action counts
     at the last frame) or -1, ``start`` -1, ``policy`` "unknown". Raises DatasetError that names the file.
     """
+    return list(open_lerobot(root, Keys(camera=camera)).episodes)
+
+
+def open_lerobot(root: Path, keys: Keys) -> Source:
+    """The same, with other keys and without all episodes in memory at once."""
     info = _read_info(root)
-    chosen: list[str] = [key for key in info["cameras"] if camera in (key, None)]
-    if len(chosen) != 1:
-        raise DatasetError(f"{root} has the cameras {info['cameras']}; choose one with camera=..., not {camera!r}")
-    (key,) = chosen
-    episodes, tables = list[Episode](), dict[Path, pa.Table]()
-    for i, row in enumerate(_episode_rows(root, info)):
-        path = root / _DATA_PATH.format(chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
+    camera = choose(info["cameras"], keys.camera, "cameras", root, "--camera")
+    action, success = keys.action or "action", keys.success or "next.success"
+    for names, flag in ((keys.action, "--action"), (keys.success, "--success")):
+        for key in names.split(",") if names is not None else ():
+            choose([*info["features"]], key, "features", root, flag)
+    rows = _episode_rows(root, info)
+    if keys.success is not None:  # what the user names counts more than what we once wrote
+        rows = [{name: value for name, value in row.items() if name != "solved_at"} for row in rows]
+    return Source(
+        path=root,
+        kind=f"LeRobot {info['codebase_version']}",
+        fps=int(info["fps"]) if info["fps"] == int(info["fps"]) else None,
+        labelled=success in info["features"] or any("solved_at" in row for row in rows[:1]),
+        episodes=_episodes(root, info, rows, camera, action, success),
+    )
+
+
+def _episodes(
+    root: Path, info: dict[str, Any], rows: list[dict[str, Any]], camera: str, action: str, success: str
+) -> Iterator[Episode]:
+    tables = dict[Path, pa.Table]()
+    for i, row in enumerate(rows):
+        path = root / info["data"].format(chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
         if path not in tables:  # only the latest is kept: the episodes of a file follow each other
-            tables = {path: _table(path, {key, "action", *_SCALARS})}
-        with _reading(path):
+            tables = {path: _table(path, {camera, *action.split(","), success, *_SCALARS})}
+        with reading(path):
             part = tables[path].filter(pc.field("episode_index") == i)
         order = _column(part, "frame_index", "i", path).tolist()
         in_order = len(order) == row["length"] and order == list(range(len(order)))
-        _require(in_order, path, f"{len(order)} rows are not the {row['length']} frames of episode {i}")
-        is_video = info["features"][key]["dtype"] == "video"
-        frames = _video(root, info, row, key) if is_video else _pictures(part, key, path)
-        episodes.append(_episode(row, part, frames, path))
-    return episodes
+        require(in_order, path, f"{len(order)} rows are not the {row['length']} frames of episode {i}")
+        is_video = info["features"][camera]["dtype"] == "video"
+        frames = _video(root, info, row, camera) if is_video else _pictures(part, camera, path)
+        yield _episode(row, part, frames, path, action, success)
 
 
-def _episode(row: dict[str, Any], part: pa.Table, frames: UInt8[np.ndarray, "L h w 3"], path: Path) -> Episode:
-    flags = {n: _column(part, n, "b", path) for n in ("action_is_pad", "next.success") if n in part.column_names}
-    pad, solved = (flags.get(name, np.zeros(len(part), dtype=bool)) for name in ("action_is_pad", "next.success"))
-    actions = _column(part, "action", "f", path).reshape(len(part), -1).astype(np.float32)
+def _episode(
+    row: dict[str, Any], part: pa.Table, frames: UInt8[np.ndarray, "L h w 3"], path: Path, action: str, success: str
+) -> Episode:
+    no = np.zeros(len(part), dtype=bool)
+    pad = _column(part, "action_is_pad", "b", path) if "action_is_pad" in part.column_names else no
+    solved = no
+    if success in part.column_names:
+        solved = _column(part, success, "b" if success == "next.success" else "bif", path).reshape(len(part), -1)[:, 0]
+        solved = solved >= 1
+    columns = [_column(part, name, "f", path).reshape(len(part), -1) for name in action.split(",")]
+    actions = np.concatenate(columns, axis=1).astype(np.float32)
     steps = min(len(part) - 1, int((~pad).sum()))
-    _require(steps > 0 and actions.size > 0 and not pad[:steps].any(), path, "no action, or one after 'action_is_pad'")
+    require(steps > 0 and actions.size > 0 and not pad[:steps].any(), path, "no action, or one after 'action_is_pad'")
     first = min(int(solved.argmax()) + 1, steps) if solved.any() else -1
     ours = {"solved_at": first, "start": -1, "episode_id": row["episode_index"], "policy": "unknown"}
     for name in ours.keys() & row.keys():
-        _require(type(row[name]) is type(ours[name]), path, f"meta/episodes says {name} = {row[name]!r}")
+        require(type(row[name]) is type(ours[name]), path, f"meta/episodes says {name} = {row[name]!r}")
         ours[name] = row[name]
-    with _reading(path):
+    with reading(path):
         return Episode(frames=frames[: steps + 1], actions=actions[:steps], instruction=row["tasks"][0], **ours)
 
 
 def _pictures(part: pa.Table, key: str, path: Path) -> UInt8[np.ndarray, "L h w 3"]:
-    with _reading(path):
+    with reading(path):
         found = part[key].to_pylist()
-        _require(all(isinstance(p, dict) and p.get("bytes") for p in found), path, f"no pictures inside column {key!r}")
-        files = [io.BytesIO(p["bytes"]) for p in found]
-        return np.stack([np.asarray(Image.open(f, formats=("PNG", "JPEG")).convert("RGB")) for f in files])
+        require(all(isinstance(p, dict) and p.get("bytes") for p in found), path, f"no pictures inside column {key!r}")
+        return decode([p["bytes"] for p in found])
 
 
 def _video(root: Path, info: dict[str, Any], row: dict[str, Any], key: str) -> UInt8[np.ndarray, "L h w 3"]:
     """The frames of one episode, from a file that may hold many; frame i is the one at from_timestamp + i / fps."""
     fps, frames = info["fps"], list[np.ndarray]()
-    with _reading(root / "meta/episodes"):
+    with reading(root / "meta/episodes"):
         place = {name: int(row[f"videos/{key}/{name}"]) for name in ("chunk_index", "file_index")}
         begin, end = (float(row[f"videos/{key}/{name}"]) for name in ("from_timestamp", "to_timestamp"))
-    path = root / _VIDEO_PATH.format(video_key=key, **place)
+    path = root / info["video"].format(video_key=key, **place)
     # An open file and a fixed format, because a name or a playlist could make the decoder fetch something else.
-    with _reading(path), open(path, "rb") as content, av.open(content, "r", format="mp4") as container:
+    with reading(path), open(path, "rb") as content, av.open(content, "r", format="mp4") as container:
         stream = container.streams.video[0]
         container.seek(max(0, int((begin - 0.5 / fps) / stream.time_base)), stream=stream)
         for frame in container.decode(stream):
@@ -229,71 +258,82 @@ def _video(root: Path, info: dict[str, Any], row: dict[str, Any], key: str) -> U
                 break
             if position > -0.5:  # a seek lands on the key frame before
                 frames.append(frame.to_ndarray(format="rgb24"))
-        _require(len(frames) == row["length"], path, f"{len(frames)} of the frames of episode {row['episode_index']}")
+        require(len(frames) == row["length"], path, f"{len(frames)} of the frames of episode {row['episode_index']}")
         return np.stack(frames)
 
 
 def _read_info(root: Path) -> dict[str, Any]:
+    """meta/info.json, checked, and besides the names of the ``cameras`` and the paths of ``data`` and ``video``."""
     path = root / "meta/info.json"
-    with _reading(path):
+    with reading(path):
         info = json.loads(path.read_bytes())
         version, fps, total, features = (info[n] for n in ("codebase_version", "fps", "total_episodes", "features"))
-        _require(version == "v3.0", path, f"version {version!r} is not 'v3.0'; convert it with LeRobot's script")
+        known = version in ("v2.0", "v2.1", "v3.0")
+        require(known, path, f"version {version!r} is not 'v2.0', 'v2.1' or 'v3.0'; convert it with LeRobot's script")
         counts = type(fps) in (int, float) and 0 < fps < 1e6 and type(total) is int and total >= 0
-        _require(counts, path, f"fps {fps!r} or total_episodes {total!r} is not a sensible number")
+        require(counts, path, f"fps {fps!r} or total_episodes {total!r} is not a sensible number")
         # Paths that lead elsewhere are refused: LeRobot itself writes only these, and no slash in a name.
-        _require(info["data_path"] == _DATA_PATH, path, f"data_path is not {_DATA_PATH!r}")
-        _require(info["video_path"] in (_VIDEO_PATH, None), path, f"video_path is not {_VIDEO_PATH!r}")
+        info["data"], info["video"] = ours = (
+            (_DATA_PATH, _VIDEO_PATH) if version == "v3.0" else (_OLD_DATA_PATH, _OLD_VIDEO_PATH)
+        )
+        names = ("chunk_index", "file_index") if version == "v3.0" else ("episode_chunk", "episode_index")
+        data, video = (p.replace("chunk_index", names[0]).replace("file_index", names[1]) for p in ours)
+        require(info["data_path"] == data, path, f"data_path is not {data!r}")
+        require(info["video_path"] in (video, None), path, f"video_path is not {video!r}")
         info["cameras"] = [key for key, feature in features.items() if feature["dtype"] in ("image", "video")]
-        _require(not set("".join(info["cameras"])) & set("/\\\0"), path, "a camera has a slash in its name")
+        require(not set("".join(info["cameras"])) & set("/\\\0"), path, "a camera has a slash in its name")
     return info
 
 
 def _episode_rows(root: Path, info: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows of meta/episodes that info.json counts."""
     rows: list[dict[str, Any]] = []
-    total = info["total_episodes"]
-    for path in sorted((root / "meta/episodes").glob("chunk-*/file-*.parquet")):
+    total, is_new = info["total_episodes"], info["codebase_version"] == "v3.0"
+    listed = sorted((root / "meta/episodes").glob("chunk-*/file-*.parquet")) if is_new else [_old_list(root)]
+    for path in listed:
         if len(rows) >= total:
             break  # the rest is of an append that was killed
-        with _reading(path):
-            found = _table(path).to_pylist()
+        with reading(path):
+            found = _table(path).to_pylist() if is_new else _old_rows(root, info)
         for row in found:
             wrong = [name for name in _COUNTS if type(row.get(name)) is not int]
-            _require(not wrong, path, f"columns {wrong} are missing or of another type")
+            require(not wrong, path, f"columns {wrong} are missing or of another type")
             has_task = type(row.get("tasks")) is list and [type(task) for task in row["tasks"][:1]] == [str]
-            _require(row["length"] >= 2 and has_task, path, f"episode {row['episode_index']} has no action or no task")
+            require(row["length"] >= 2 and has_task, path, f"episode {row['episode_index']} has no action or no task")
         rows += found
     in_order = all(row["episode_index"] == i for i, row in enumerate(rows))
-    _require(in_order and len(rows) >= total, root / "meta/episodes", f"not the {total} episodes of meta/info.json")
+    where = root / "meta/episodes" if is_new else _old_list(root)
+    require(in_order and len(rows) >= total, where, f"not the {total} episodes of meta/info.json")
     return rows[:total]
 
 
+def _old_list(root: Path) -> Path:
+    return root / "meta/episodes.jsonl"
+
+
+def _old_rows(root: Path, info: dict[str, Any]) -> list[dict[str, Any]]:
+    """The list of v2.0 and v2.1, which have a file for each episode, as rows of v3.0."""
+    rows, end = [], 0
+    for line in _old_list(root).read_text().splitlines():
+        row = {key: value for key, value in json.loads(line).items() if key in ("episode_index", "tasks", "length")}
+        index, end = row["episode_index"], end + row["length"]
+        place = {"chunk_index": index // info["chunks_size"], "file_index": index}
+        span = {"from_timestamp": 0.0, "to_timestamp": row["length"] / info["fps"]}
+        row |= {f"data/{name}": value for name, value in place.items()} | {"dataset_to_index": end}
+        for camera in info["cameras"]:
+            row |= {f"videos/{camera}/{name}": value for name, value in (place | span).items()}
+        rows.append(row)
+    return rows
+
+
 def _table(path: Path, wanted: set[str] | None = None) -> pa.Table:
-    with _reading(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+    with reading(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
         return file.read(columns=[name for name in file.schema_arrow.names if not wanted or name in wanted])
 
 
-def _column(part: pa.Table, name: str, kind: str, path: Path) -> np.ndarray:
-    """A column as [L] or [L,A]; ``kind`` is NumPy's letter for its type, which gaps would turn into objects."""
-    with _reading(path):
+def _column(part: pa.Table, name: str, kinds: str, path: Path) -> np.ndarray:
+    """A column as [L] or [L,A]; ``kinds`` are NumPy's letters for its type, which gaps would turn into objects."""
+    with reading(path):
         values = np.array(part[name].to_pylist())
-    _require(values.dtype.kind == kind or not len(part), path, f"column {name!r} holds {part[name].type}, or has gaps")
+    require(values.dtype.kind in kinds or not len(part), path, f"column {name!r} holds {part[name].type}, or has gaps")
     return values
-
-
-def _require(fits: bool, path: Path, problem: str) -> None:
-    if not fits:
-        raise DatasetError(f"{path}: {problem}; copy, export or record the dataset again")
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Whatever a damaged file makes its decoder raise becomes one sentence that names the file."""
-    try:
-        yield
-    except DatasetError:
-        raise
-    except Exception as error:  # decoders of damaged bytes raise nearly anything
-        problem = "missing" if isinstance(error, FileNotFoundError) else f"damaged or unusual ({error!r})"
-        raise DatasetError(f"{path} is {problem}; copy, export or record the dataset again") from error

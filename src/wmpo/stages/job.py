@@ -181,6 +181,14 @@ def saved_experiment(path: Path) -> tuple[str, Experiment, int] | None:
         raise ValueError(f"{config} is not the configuration of a run of this version ({error})") from error
 
 
+def existing_job(path: Path) -> Job:
+    """A run as it is on disk. Raises ValueError when the folder is none."""
+    saved = saved_experiment(path)
+    if saved is None:
+        raise ValueError(f"{path} is no run, as it has no config.json; give the folder of a run, such as runs/NAME")
+    return Job(RunFolder(path), saved[1], saved[2], quiet=True)
+
+
 Stage = Callable[[Job], None]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,11 +30,16 @@ def save_policy(folder: RunFolder, name: str, policy: SmallPolicy, instruction: 
 
 
 def load_policy(folder: RunFolder, name: str) -> SmallPolicy:
-    tensors, header = _open(folder, name, "policy")
+    return open_policy(folder.model(name))[0]
+
+
+def open_policy(path: Path) -> tuple[SmallPolicy, str]:
+    """A policy and the sentence it was trained with. Raises ValueError when the file is missing or holds none."""
+    tensors, header = _open(path, "policy")
     codec = header["codec"] | {"low": tuple(header["codec"]["low"]), "high": tuple(header["codec"]["high"])}
     policy = from_json(SmallPolicyConfig, header["config"]).build(ActionCodec(**codec), header["image_size"])
-    load_into(policy, tensors, folder.model(name))
-    return policy.eval()
+    load_into(policy, tensors, path)
+    return policy.eval(), header["instruction"]
 
 
 def save_tokenizer(folder: RunFolder, tokenizer: Tokenizer) -> None:
@@ -43,7 +49,7 @@ def save_tokenizer(folder: RunFolder, tokenizer: Tokenizer) -> None:
 
 
 def load_tokenizer(folder: RunFolder) -> Tokenizer:
-    tensors, header = _open(folder, "tokenizer", "tokenizer")
+    tensors, header = _open(folder.model("tokenizer"), "tokenizer")
     tokenizer = from_json(TokenizerConfig, header["config"]).build()
     load_into(tokenizer, tensors, folder.model("tokenizer"))
     return tokenizer.eval()
@@ -61,7 +67,7 @@ def save_world_model(folder: RunFolder, model: SmallWorldModel) -> None:
 
 
 def load_world_model(folder: RunFolder) -> SmallWorldModel:
-    tensors, header = _open(folder, "world_model", "world_model")
+    tensors, header = _open(folder.model("world_model"), "world_model")
     bounds = torch.zeros(header["action_dim"]), torch.ones(header["action_dim"])  # the real ones are among the weights
     tokenizer = from_json(TokenizerConfig, header["tokenizer"]).build()
     model = from_json(SmallWorldModelConfig, header["config"]).build(tokenizer, *bounds, header["grid"])
@@ -80,15 +86,14 @@ def save_reward(folder: RunFolder, model: SmallReward) -> None:
 
 
 def load_reward(folder: RunFolder) -> SmallReward:
-    tensors, header = _open(folder, "reward", "reward")
+    tensors, header = _open(folder.model("reward"), "reward")
     model = from_json(SmallRewardConfig, header["config"]).build(header["image_size"])
     load_into(model, tensors, folder.model("reward"))
     model.threshold = header["threshold"]
     return model.eval()
 
 
-def _open(folder: RunFolder, name: str, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    path = folder.model(name)
+def _open(path: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     tensors, header = load_tensors(path)
     if header.get("kind") != kind:
         raise ValueError(f"{path} holds a {header.get('kind')}, not a {kind}")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
+from pathlib import Path
 from typing import Any
 
 from wmpo.data.episode import Episode
+from wmpo.data.lerobot import num_episodes
 from wmpo.envs.imagined import ImaginedEnv
 from wmpo.evaluation.audit import fallen, judge, warning
 from wmpo.evaluation.statistics import Rates
@@ -18,6 +20,18 @@ from wmpo.stages.job import Job
 def policy_of(job: Job, number: int) -> SmallPolicy:
     """The policy that plays in a round: the base policy in the first, later that of the round before."""
     return models.load_policy(*((job.root, "base") if number == 1 else (job.folder_of(number - 1), "improved")))
+
+
+def last_round(job: Job) -> int:
+    """The last round whose policy, world model and classifier are complete; 0 when there is none yet."""
+    done = [n for n in range(1, job.experiment.num_rounds + 1) if job.folder_of(n).summary("improve") is not None]
+    return max(done, default=0)
+
+
+def collected_datasets(job: Job) -> list[Path]:
+    """The policies' real episodes, a dataset for each round that has begun."""
+    roots = (job.folder_of(n).path / "data" / "collected" for n in range(1, job.experiment.num_rounds + 1))
+    return [root for root in roots if num_episodes(root)]
 
 
 def imagined_env(job: Job, number: int) -> ImaginedEnv:

@@ -1,0 +1,188 @@
+"""Datasets on the command line: ``wmpo data import | inspect | export``."""
+
+from __future__ import annotations
+
+import difflib
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import tyro
+
+from wmpo.checkpoint import write_atomic
+from wmpo.data.importing import Conversion, import_dataset, open_source
+from wmpo.data.overview import Overview, overview
+from wmpo.data.source import Keys, Source
+from wmpo.report.video import strip
+from wmpo.stages.export import export
+
+USAGE = """usage: wmpo data COMMAND ...
+
+  import SOURCE --to FOLDER   makes a dataset of ours from a LeRobot folder (v2.0, v2.1, v3.0), a robomimic or MimicGen
+                              HDF5 file, or an RLDS folder of TensorFlow Datasets
+  inspect FOLDER              counts, lengths, action ranges, success rate and a contact sheet of any of these
+  export RUN --to FOLDER      episodes of a run, real or imagined, as a LeRobot v3.0 dataset
+
+wmpo data COMMAND --help shows every setting."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Naming:
+    """Which parts of a dataset are read."""
+
+    camera: str | None = None
+    "Name of the pictures; needed when there are several."
+    action: str | None = None
+    "Name of the actions; several with commas are put one behind the other."
+    success: str | None = None
+    "Name of the reward or flag that is 1 once the task is solved."
+    split: str | None = None
+    "Split (RLDS) or filter key (robomimic)."
+
+    def keys(self) -> Keys:
+        return Keys(camera=self.camera, action=self.action, success=self.success, split=self.split)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Import(Naming):
+    """Makes a dataset of ours (LeRobot v3.0, pictures lossless) from one of another program."""
+
+    source: tyro.conf.Positional[Path]
+    "LeRobot folder, RLDS version folder or robomimic HDF5 file."
+    to: Path
+    "The new dataset; must not exist yet."
+    image_size: int | None = None
+    "Pictures become squares of so many pixels; by default they stay as they are."
+    fps: int | None = None
+    "Frames a second, where the dataset does not say or is wrong. Nothing is resampled."
+    instruction: str | None = None
+    "One sentence for all episodes."
+    labels: str | None = None
+    "A file with the columns episode,success[,solved_at]; or solved or failed for all."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspect(Naming):
+    """Shows what is in a dataset."""
+
+    folder: tyro.conf.Positional[Path]
+    "A dataset in any of the formats that import reads."
+    sheet: Path | None = None
+    "Where the contact sheet goes; by default contact_sheet.png in the working directory."
+    json: bool = False
+    "Figures as one JSON object."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Writes episodes of a run as a LeRobot v3.0 dataset."""
+
+    run: tyro.conf.Positional[Path]
+    "Folder of the run."
+    to: Path
+    "The new dataset; must not exist yet."
+    what: Literal["collected", "demonstrations", "imagined"] = "collected"
+    "Real episodes of the policies, of the expert, or episodes that the improved policy only dreams."
+    num_episodes: int = 32
+    "Imagined episodes; they begin where collected ones began, in turn."
+    temperature: float = 1.0
+    "Sampling temperature of imagined episodes; 0 is greedy."
+
+
+def main(args: list[str]) -> None:
+    """Raises ValueError for wrong input, like every command."""
+    if not args or args[0] in ("-h", "--help"):
+        print(USAGE)
+        raise SystemExit(0 if args else 2)
+    if args[0] not in _COMMANDS:
+        near = difflib.get_close_matches(args[0], _COMMANDS, n=1, cutoff=0.4) or list(_COMMANDS)
+        raise ValueError(f"unknown command wmpo data {args[0]}; did you mean {' or '.join(near)}? See wmpo data --help")
+    settings, action = _COMMANDS[args[0]]
+    action(tyro.cli(settings, args=[a for a in args[1:] if a != "--debug"], prog=f"wmpo data {args[0]}"))
+
+
+def _import(settings: Import) -> None:
+    for name, value in (("--image-size", settings.image_size), ("--fps", settings.fps)):
+        if value is not None and not 1 <= value <= 4096:
+            raise ValueError(f"{name} must be in 1..4096, not {value}")
+    changes = Conversion(
+        image_size=settings.image_size, fps=settings.fps, instruction=settings.instruction, labels=settings.labels
+    )
+    done = import_dataset(settings.source, settings.to, settings.keys(), changes)
+    print(
+        f"{settings.to}: {done.num_episodes} episodes, {done.num_solved} solved, {done.num_actions} actions at "
+        f"{done.fps} fps, from {done.kind}"
+    )
+
+
+def _inspect(settings: Inspect) -> None:
+    source = open_source(settings.folder, settings.keys())
+    found = overview(source.episodes)
+    if found is None:
+        raise ValueError(f"{settings.folder} holds no episodes; record some, or choose another folder")
+    sheet = settings.sheet or Path("contact_sheet.png")
+    figures = _figures(found, source)
+    print(json.dumps(figures | {"sheet": str(sheet)}) if settings.json else _table(found, figures, sheet))
+    _write_sheet(found, sheet)
+
+
+def _figures(found: Overview, source: Source) -> dict[str, Any]:
+    lengths = np.array(found.lengths)
+    return {
+        "kind": source.kind, "episodes": len(lengths), "actions": int(lengths.sum()), "fps": source.fps,
+        "picture": list(found.picture), "shortest": int(lengths.min()), "mean_length": float(lengths.mean()),
+        "longest": int(lengths.max()), "solved": found.num_solved if source.labelled else None,
+        "action_low": found.low.tolist(), "action_mean": found.mean.tolist(), "action_high": found.high.tolist(),
+        "instructions": dict(found.instructions), "policies": dict(found.policies),
+    }  # fmt: skip
+
+
+def _table(found: Overview, figures: dict[str, Any], sheet: Path) -> str:
+    count, solved = figures["episodes"], figures["solved"]
+    labels = "no labels" if solved is None else f"{solved} of {count} ({100 * solved / count:.0f} %)"
+    lines = [
+        f"format      {figures['kind']}",
+        f"episodes    {count}, {figures['actions']} actions",
+        f"length      {figures['shortest']} to {figures['longest']} actions, mean {figures['mean_length']:.1f}",
+        f"rate        {figures['fps'] or 'unknown'} fps",
+        f"pictures    {found.picture[0]}x{found.picture[1]} pixels",
+        f"solved      {labels}",
+        f"{'action':12}{'low':>10}{'mean':>10}{'high':>10}",
+        *(f"{i:<12}{a:>10.3f}{b:>10.3f}{c:>10.3f}"
+          for i, (a, b, c) in enumerate(zip(found.low, found.mean, found.high, strict=True))),
+    ]  # fmt: skip
+    for name, counts in (("sentences", found.instructions), ("policies", found.policies)):
+        lines.append(f"{name:12}{', '.join(f'{text!r} ({number})' for text, number in counts[:5])}")
+    remarks = found.remarks(labelled=solved is not None)
+    return "\n".join([*lines, *(f"note        {text}" for text in remarks), f"sheet       {sheet}"])
+
+
+def _write_sheet(found: Overview, path: Path) -> None:
+    """One row an episode, the first ones; appears only when it is whole."""
+    names = [f"{i}{' solved' if step > 0 else ''}" for i, step in enumerate(found.solved_at[: len(found.rows)])]
+    content = io.BytesIO()
+    strip(found.rows, names, columns=len(found.rows[0])).save(content, format="png")
+    write_atomic(path, content.getvalue())
+
+
+def _export(settings: Export) -> None:
+    if settings.num_episodes < 1 or not 0 <= settings.temperature < 100:
+        raise ValueError(
+            f"--num-episodes must be at least 1, not {settings.num_episodes}, and --temperature in 0..100, "
+            f"not {settings.temperature}"
+        )
+    done = export(
+        settings.run, settings.to, settings.what, num_episodes=settings.num_episodes, temperature=settings.temperature
+    )
+    print(f"{settings.to}: {done.num_episodes} {settings.what} episodes, {done.num_solved} solved")
+
+
+_COMMANDS: dict[str, tuple[Any, Callable[[Any], None]]] = {
+    "import": (Import, _import),
+    "inspect": (Inspect, _inspect),
+    "export": (Export, _export),
+}

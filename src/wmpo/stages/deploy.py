@@ -1,0 +1,68 @@
+"""An improved policy outside of this package's loops: one call loads it, one call acts from a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+
+from wmpo import likelihood
+from wmpo.data.pictures import resize
+from wmpo.nn import autocast
+from wmpo.policy.small import SmallPolicy
+from wmpo.stages import models
+from wmpo.stages.job import existing_job
+from wmpo.stages.rounds import last_round
+from wmpo.types import Observation
+
+
+class LoadedPolicy:
+    """A policy that acts greedily from pictures.
+
+    ``chunk_size`` is K, ``action_dim`` A; ``low`` and ``high`` are the 1 % and 99 % quantiles of the demonstrations'
+    actions in the environment's units: no action lies outside. ``instruction`` is the sentence it was trained with.
+    """
+
+    def __init__(self, policy: SmallPolicy, instruction: str) -> None:
+        self._policy, self.instruction, self.image_size = policy.eval(), instruction, policy.image_size
+        self.chunk_size, self.action_dim = policy.codec.chunk_size, policy.codec.action_dim
+        self.low, self.high = (np.array(bound, dtype=np.float32) for bound in (policy.codec.low, policy.codec.high))
+
+    @torch.no_grad()
+    def act(self, image: np.ndarray, instruction: str | None = None) -> Float[np.ndarray, "K A"]:
+        """The next K actions in the environment's units, from one picture uint8 [h,w,3].
+
+        A picture of another size is resized as imported ones are. Without an instruction the policy's own is used.
+        Raises ValueError for anything but such a picture.
+        """
+        if not isinstance(image, np.ndarray):
+            raise ValueError(f"a picture is a numpy array uint8 [h, w, 3], not {type(image).__name__}")
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+            raise ValueError(f"a picture is uint8 [h, w, 3], not {image.dtype} {list(image.shape)}; convert it first")
+        frame = self._fit(image)
+        sentence = self.instruction if instruction is None else instruction
+        tensors = self._policy.prepare(Observation(frame=torch.from_numpy(frame.copy()), instruction=(sentence,)))
+        with autocast(next(iter(tensors.values())).device):
+            logits = self._policy(**tensors).cpu()
+        return self._policy.codec.decode(likelihood.sample(logits, 0.0, None))[0].float().numpy()
+
+    def _fit(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "1 s s 3"]:
+        return resize(image[None], self.image_size)
+
+
+def load_policy(path: str | Path) -> LoadedPolicy:
+    """From a run's folder (the improved policy of its last complete round) or a file of its ``models``.
+
+    Raises ValueError when there is no such policy yet, or the file is damaged.
+    """
+    place = Path(path)
+    if place.is_dir():
+        job = existing_job(place)
+        if not (number := last_round(job)):
+            raise ValueError(
+                f"{place} has no improved policy yet; finish improve, or name models/base.safetensors in it"
+            )
+        place = job.folder_of(number).model("improved")
+    return LoadedPolicy(*models.open_policy(place))
