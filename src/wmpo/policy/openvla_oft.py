@@ -71,7 +71,6 @@ class OpenVLAOFTConfig:
             add_lora(net, self.lora_rank)
         if self.gradient_checkpointing:
             net.llama.activation_checkpointing_enable({"use_reentrant": False})
-            net.llama.enable_input_require_grads()
         end = settings["text_config"]["vocab_size"] - settings["pad_to_multiple_of"]
         return OpenVLAOFT(self, net, codec, pictures, text, slice(end - codec.num_bins, end)).to(best_device()).eval()
 

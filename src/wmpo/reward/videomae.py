@@ -85,6 +85,7 @@ def _threshold(folder: WeightFolder) -> float:
 class VideoMAEReward(nn.Module):
     """A :class:`wmpo.protocols.RewardModel`."""
 
+    net: Any
     mean: Tensor
     std: Tensor
 
@@ -96,7 +97,7 @@ class VideoMAEReward(nn.Module):
 
     def pixels(self, clips: UInt8[Tensor, "M W h w 3"]) -> Float[Tensor, "M W 3 s s"]:
         """Normalised pictures of the network's size."""
-        size = self.net.config.image_size  # type: ignore[union-attr]
+        size = self.net.config.image_size
         images = clips.to(self.mean.device).movedim(-1, 2).float().flatten(0, 1)
         if images.shape[-2:] != (size, size):
             images = F.interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False)
@@ -118,6 +119,6 @@ class VideoMAEReward(nn.Module):
         for published, here in _PUBLISHED:
             state = {name.replace(here, published): tensor for name, tensor in state.items()}
         write_atomic(folder / "model.safetensors", save(state, metadata={"format": "pt"}))
-        content = self.net.config.to_dict()  # type: ignore[union-attr,operator]
+        content = self.net.config.to_dict()
         write_json(folder / "config.json", content | {"architectures": ["VideoMAEForVideoClassification"]})
         write_json(folder / "wmpo.json", {"threshold": self.threshold})
