@@ -317,7 +317,6 @@ def test_the_loss_falls_and_counts_new_frames_only(autoencoder: Path) -> None:
     assert losses[-1] < 0.4 * losses[0], (losses[0], losses[-1])
 
 
-@pytest.mark.usefixtures("float32")
 def test_published_weights_imagine_and_strides_group_actions(autoencoder: Path, tmp_path: Path) -> None:
     model = world_model(autoencoder, write(tmp_path / "wm", published_tensors()))
     assert imagine(model, pictures(1, 2), some_actions(1, 4), [0]).isfinite().all()

@@ -2,7 +2,8 @@
 
 All frames of a chunk are imagined at once by rectified flow from pure noise (30 Euler steps in the paper). The last
 latents are the next context, without decoding and encoding again. Differs from the released code: the autoencoder's
-mean stands for a sample of its latents, so that a start, actions and noise say the whole dream.
+mean stands for a sample of its latents, so that a start, actions and noise say the whole dream; noise levels are not
+shifted with the resolution, which at the paper's 256 px changes nothing.
 """
 
 from __future__ import annotations
