@@ -13,7 +13,18 @@ FILES = sorted(SOURCE.rglob("*.py"))
 TREES = {str(path.relative_to(SOURCE / "wmpo")): ast.parse(path.read_text()) for path in FILES}
 SIBLINGS = ("policy", "world_model", "reward", "rl")
 CONCRETE = ("wmpo.policy.small", "wmpo.world_model.small", "wmpo.reward.small", "wmpo.rl")
-HEAVY = {"metaworld", "mujoco", "gymnasium", "h5py", "transformers", "diffusers", "ray"}
+HEAVY = {
+    "metaworld",
+    "mujoco",
+    "gymnasium",
+    "h5py",
+    "transformers",
+    "diffusers",
+    "peft",
+    "tokenizers",
+    "skimage",
+    "ray",
+}
 
 
 def imports(tree: ast.AST, *, inside_functions: bool = True) -> Iterator[str]:
@@ -57,7 +68,7 @@ def test_rollouts_and_imagination_know_no_concrete_model() -> None:
 @pytest.mark.parametrize(
     ("lower", "upper"),
     [
-        (("types", "rng", "likelihood", "nn", "checkpoint", "protocols"), ("policy", "envs", "rollout", "train")),
+        (("types", "rng", "likelihood", "nn", "checkpoint", "hf", "protocols"), ("policy", "envs", "rollout", "train")),
         (("data",), ("policy", "world_model", "reward", "rl", "envs", "rollout", "train", "evaluation")),
         (("envs",), ("rollout", "execution", "train", "evaluation", "policy", "world_model", "rl")),
         (("rollout", "execution"), ("train", "evaluation", "report", "config", "recipes")),

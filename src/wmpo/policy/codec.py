@@ -63,3 +63,58 @@ class ActionCodec:
         low, high = torch.tensor(self.low), torch.tensor(self.high)
         unit = tokens.cpu().float() / (self.num_bins - 1)
         return low + unit.unflatten(-1, (self.chunk_size, self.action_dim)) * (high - low)
+
+
+@dataclass(frozen=True, slots=True)
+class VocabularyCodec:
+    """The bins of OpenVLA (arXiv 2406.09246), which end the language model's vocabulary and run backwards.
+
+    Token ``t`` here is the vocabulary's ``first bin + t``. The last one means the lowest action, and there is one token
+    more than there are intervals between the ``num_bins`` edges, so the first two tokens mean the same. Dimensions that
+    are not ``scaled`` (mostly grippers) are kept in the data set's own units, in [-1, 1].
+    """
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    scaled: tuple[bool, ...]
+    chunk_size: int
+    num_bins: int = 256
+
+    def __post_init__(self) -> None:
+        if not len(self.low) == len(self.high) == len(self.scaled):
+            raise ValueError(f"action quantiles differ in length: {self.low}, {self.high}, mask {self.scaled}")
+        if any(low > high for low, high in zip(self.low, self.high, strict=True)):
+            raise ValueError(f"action quantiles must satisfy q01 <= q99 in every dimension: {self.low}, {self.high}")
+
+    @property
+    def action_dim(self) -> int:
+        return len(self.low)
+
+    @property
+    def num_tokens(self) -> int:
+        return self.chunk_size * self.action_dim
+
+    def normalize(self, actions: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
+        """To [-1, 1] between the quantiles, not clipped; a dimension that never moves becomes 0."""
+        low, span, scaled = self._constants(actions)
+        unit = torch.where(span > 0, 2 * (actions - low) / span.clamp(min=1e-12) - 1, torch.zeros_like(actions))
+        return torch.where(scaled, unit, actions)
+
+    def encode(self, chunk: Float[Tensor, "*B K A"]) -> Int[Tensor, "*B N"]:
+        """The token of the interval that each number lies in."""
+        edges = torch.linspace(-1, 1, self.num_bins, dtype=torch.float64, device=chunk.device)
+        unit = self.normalize(chunk.double()).clamp(-1, 1)
+        return (self.num_bins - torch.bucketize(unit, edges, right=True)).flatten(-2)
+
+    def decode(self, tokens: Int[Tensor, "*B N"]) -> Float[Tensor, "*B K A"]:
+        """The centre of each interval, in the environment's units."""
+        edges = torch.linspace(-1, 1, self.num_bins, dtype=torch.float64)
+        centres = (edges[:-1] + edges[1:]) / 2
+        interval = (self.num_bins - 1 - tokens.cpu()).clamp(0, self.num_bins - 2)
+        unit = centres[interval].unflatten(-1, (self.chunk_size, self.action_dim))
+        low, span, scaled = self._constants(unit)
+        return torch.where(scaled, low + (unit + 1) / 2 * span, unit).float()
+
+    def _constants(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        low, high = torch.tensor(self.low).to(like), torch.tensor(self.high).to(like)
+        return low, high - low, torch.tensor(self.scaled, device=like.device)
