@@ -128,7 +128,7 @@ def _estimate(
             {seed: success for (t, b, name, seed), success in found.items() if (t, b, name) == (task, paid, who)}
             for who, paid in ((method, _paid(method, budget)), (other, _paid(other, budget)))
         )
-        seeds = sorted(mine if other is None else mine.keys() & theirs.keys())
+        seeds = sorted(mine.keys() if other is None else mine.keys() & theirs.keys())
         if not seeds:
             return None
         less = [theirs[seed] if other else np.zeros(len(mine[seed])) for seed in seeds]

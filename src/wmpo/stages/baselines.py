@@ -10,6 +10,7 @@ kept where it has clearly got worse.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -176,7 +177,7 @@ def _audit(job: Job, policy: SmallPolicy, name: str) -> list[bool]:
     return play_starts(env, policy, starts, temperature, seed=job.seed).success.tolist()
 
 
-def _hand_in(job: Job, log: StageLog, policy: SmallPolicy, summary: dict[str, object], text: str) -> None:
+def _hand_in(job: Job, log: StageLog, policy: SmallPolicy, summary: Mapping[str, object], text: str) -> None:
     """Saves the policy under its method's name, or the base policy if this one lost more starts than chance explains
     (one standard error, as WMPO's audits have it)."""
     require(job, log.stage, "base-audit")
@@ -188,4 +189,4 @@ def _hand_in(job: Job, log: StageLog, policy: SmallPolicy, summary: dict[str, ob
     models.save_policy(job.root, log.stage, policy, job.experiment.env.instruction())
     seen = f"; audit {sum(before)} -> {sum(after)} of {len(after)}" if after else ""
     worse = ": the base policy is kept" if kept == "base" else ""
-    finish(log, summary | {"kept": kept, "audit": after}, f"{text}{seen}{worse}")
+    finish(log, {**summary, "kept": kept, "audit": after}, f"{text}{seen}{worse}")

@@ -102,8 +102,8 @@ class Plan:
                     "--improve.groups.group-size"
                 )
         for task in self.tasks:
-            for budget in (None, *self.budgets):
-                self.at(task, budget).validate()
+            for paid in (None, *self.budgets):
+                self.at(task, paid).validate()
 
     def save(self, path: Path) -> None:
         """Raises ValueError when the folder holds another comparison: only tasks, methods, budgets and the number of
