@@ -23,6 +23,7 @@ from wmpo.report.run import RunFolder, StageLog
 from wmpo.rl.grpo import GRPOConfig, GRPOLearner
 from wmpo.rollout.groups import GroupConfig
 from wmpo.train.wmpo import ImproveConfig, improve
+from wmpo.types import Observation, Starts
 
 CODEC = ActionCodec((0.0, 0.0), (BINS - 1.0, BINS - 1.0), 2, BINS)
 CONFIG = ImproveConfig(
@@ -56,7 +57,13 @@ class Auditor:
 
 
 def run(
-    path: Path, audit: Auditor, env: BanditEnv | None = None, config: ImproveConfig = CONFIG, *, begun: bool = False
+    path: Path,
+    audit: Auditor | None,
+    env: BanditEnv | None = None,
+    config: ImproveConfig = CONFIG,
+    *,
+    begun: bool = False,
+    budget: int | None = None,
 ) -> tuple[dict, Tensor]:
     def policy() -> TablePolicy:
         return TablePolicy(CODEC, torch.zeros(CODEC.num_tokens, BINS))
@@ -65,6 +72,7 @@ def run(
     summary = improve(
         LocalSampler(env or BanditEnv(2, 3), policy()), learner, some_starts(8), config, audit,
         seed=0, checkpoint=folder.checkpoint("improve"), log=StageLog(folder, "improve", quiet=True), begun=begun,
+        budget=budget,
     )  # fmt: skip
     assert isinstance(learner.policy, TablePolicy)
     return summary, learner.policy.logits.detach()
@@ -122,6 +130,55 @@ def test_without_audits_the_last_policy_is_kept(tmp_path: Path) -> None:
     audit = Auditor({})
     summary, logits = run(tmp_path, audit, config=replace(CONFIG, audit=AuditConfig(num_episodes=16, max_episodes=0)))
     assert not audit.seen and summary["kept_iteration"] == CONFIG.num_iterations and logits.any()
+
+
+class CountingEnv(BanditEnv):
+    """Knows which episodes it played, and may be struck by lightning after some of them."""
+
+    def __init__(self, stop_after: int = 10_000) -> None:
+        super().__init__(2, 3)
+        self.played: list[tuple[int, int]] = []
+        self.stop_after = stop_after
+
+    def reset(self, starts: Starts) -> Observation:
+        if len(self.played) >= self.stop_after:
+            raise Interrupted
+        self.played += list(zip(starts.sim_seed.tolist(), starts.episode_id.tolist(), strict=True))
+        return super().reset(starts)
+
+
+REAL = replace(CONFIG, groups=GroupConfig(num_groups=3, group_size=4, dynamic_sampling=False))
+
+
+@pytest.mark.parametrize(("budget", "groups"), [(4, [1]), (24, [3, 3]), (31, [3, 3, 1])])
+def test_a_real_budget_is_spent_to_the_last_whole_group_and_never_exceeded(
+    budget: int, groups: list[int], tmp_path: Path
+) -> None:
+    env = CountingEnv()
+    summary, _ = run(tmp_path, None, env, REAL, budget=budget)
+    assert summary["iteration"] == len(groups)
+    assert [row["groups"] for row in metrics(tmp_path)] == groups and "real_success" in metrics(tmp_path)[0]
+    assert len(set(env.played)) == len(env.played) == budget // 4 * 4
+
+
+def test_a_real_budget_that_was_interrupted_is_spent_on_the_same_episodes(tmp_path: Path) -> None:
+    env = CountingEnv()
+    _, whole = run(tmp_path / "whole", None, env, REAL, budget=31)
+    stopped = CountingEnv(stop_after=12)
+    with pytest.raises(Interrupted):
+        run(tmp_path / "stopped", None, stopped, REAL, budget=31)
+    again = CountingEnv()
+    _, logits = run(tmp_path / "stopped", None, again, REAL, budget=31)
+    assert torch.equal(logits, whole) and stopped.played + again.played == env.played
+
+
+@pytest.mark.parametrize(
+    ("config", "budget", "says"),
+    [(REAL, 3, "less than one group of 4"), (CONFIG, 36, "dynamic sampling would throw real episodes")],
+)
+def test_a_budget_that_cannot_be_kept_is_refused(config: ImproveConfig, budget: int, says: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=says):
+        run(tmp_path, None, CountingEnv(), config, budget=budget)
 
 
 @pytest.mark.parametrize(("low", "high", "rate"), [(9, 10, "0 %"), (-9, 9, "100 %")])

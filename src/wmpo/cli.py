@@ -15,9 +15,11 @@ import tyro
 from wmpo import cli_data
 from wmpo.config import Experiment
 from wmpo.recipes import RECIPES, recipe
+from wmpo.report.comparison import write_comparison
 from wmpo.report.render import render
-from wmpo.stages import fidelity, learn, measure, pretrain, record
+from wmpo.stages import compare, fidelity, learn, measure, pretrain, record
 from wmpo.stages.job import REPEATED, Job, open_job, saved_experiment
+from wmpo.stages.tabulate import tabulate
 
 SUMMARIES: dict[str, tuple[Callable[[Job], None], str]] = {
     "demos": (record.demos, "record the scripted expert"),
@@ -33,7 +35,7 @@ SUMMARIES: dict[str, tuple[Callable[[Job], None], str]] = {
 }
 APART = ("fidelity", "pretrain")
 """Stages that ``run`` does not run."""
-COMMANDS = [name for name in SUMMARIES if name != "tokenizer"] + ["report", "run"]
+COMMANDS = [name for name in SUMMARIES if name != "tokenizer"] + ["report", "run", "compare"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,11 +53,45 @@ class Settings:
     experiment: Annotated[Experiment, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Experiment)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Settings of a comparison."""
+
+    tasks: tuple[str, ...] = ()
+    "Tasks; by default the recipe's."
+    methods: tuple[str, ...] = tuple(compare.METHODS)
+    "Methods beside the base policy."
+    budgets: tuple[int, ...] = ()
+    "Budgets P of real episodes; by default the recipe's."
+    seeds: int = 3
+    "How many seeds, from 0 on."
+    show: bool = False
+    "Print the table of what is there, and run nothing."
+    name: str = "compare"
+    "Folder of the comparison under --runs."
+    runs: Path = Path("runs")
+    "Where the folders of runs are."
+    debug: bool = False
+    "Show the whole traceback of an error."
+    experiment: Annotated[Experiment, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Experiment)
+
+    def plan(self, name: str) -> compare.Plan:
+        return compare.Plan(
+            recipe=name,
+            experiment=self.experiment,
+            tasks=self.tasks or (self.experiment.env.task,),
+            methods=self.methods,
+            budgets=self.budgets or (self.experiment.collect.num_episodes,),
+            num_seeds=self.seeds,
+        )
+
+
 def usage() -> str:
     width = max(map(len, COMMANDS))
     about = {name: SUMMARIES[name][1] for name in COMMANDS if name in SUMMARIES and name not in APART}
     about["report"] = "write report.html from the run's folder"
     about["run"] = "all of the above, those from collect to improve in rounds, resuming where it stopped"
+    about["compare"] = "WMPO and other methods on the same tasks, seeds, budgets and test starts: one table"
     about |= {name: f"{SUMMARIES[name][1]}; no part of run" for name in APART}
     lines = [f"  {name:{width}}  {text}" for name, text in about.items()]
     return "\n".join(
@@ -112,6 +148,9 @@ def _main(args: list[str]) -> None:
         near = difflib.get_close_matches(command, [*COMMANDS, "data"], n=2, cutoff=0.4) or list(COMMANDS)
         raise ValueError(f"unknown stage {command!r}; did you mean {' or '.join(near)}? See wmpo --help")
     name, rest = (rest[0], rest[1:]) if rest and not rest[0].startswith("-") else ("quickstart", rest)
+    if command == "compare":
+        _compare(name, rest)
+        return
     settings = _settings(command, name, rest)
     path = settings.runs / (settings.name or ("pretrained" if command == "pretrain" else name))
     if command == "report":
@@ -166,6 +205,34 @@ def _settings(command: str, name: str, rest: list[str]) -> Settings:
             raise ValueError(f"{Path(*where)} is a run of recipe {saved[0]!r}, not {name!r}; choose another --name")
         default = dataclasses.replace(default, experiment=saved[1], seed=saved[2])
     return tyro.cli(Settings, args=rest, default=default, prog=f"wmpo {command} {name}", description=usage())
+
+
+def _compare(name: str, rest: list[str]) -> None:
+    """Recipe, then what was asked for last in that folder, then the command line."""
+    for flag, instead in (("--env.task", "--tasks"), ("--collect.num-episodes", "--budgets")):
+        if _peek(rest, flag) is not None:
+            raise ValueError(f"{flag} differs between the runs of a comparison; use {instead}")
+    default = Comparison(experiment=recipe(name))
+    saved = compare.saved_plan(Path(_peek(rest, "--runs") or default.runs) / (_peek(rest, "--name") or default.name))
+    if saved is not None and saved.recipe == name:
+        default = dataclasses.replace(
+            default, experiment=saved.experiment, seeds=saved.num_seeds,
+            tasks=saved.tasks, methods=saved.methods, budgets=saved.budgets,
+        )  # fmt: skip
+    settings = tyro.cli(Comparison, args=rest, default=default, prog=f"wmpo compare {name}")
+    plan, path = settings.plan(name), settings.runs / settings.name
+    failed: list[str] = []
+    if settings.show:
+        if saved is None:
+            raise ValueError(f"{path} holds no comparison; run: wmpo compare {name} --name {settings.name}")
+        plan.validate()
+        compare.check_comparison(path, plan)
+    else:
+        pretrain.check_pretrained(settings.experiment)
+        failed = compare.run(plan, path)
+    print(write_comparison(tabulate(plan, path)))
+    if failed:
+        raise ValueError(f"{len(failed)} could not be run: {'; '.join(failed)}")
 
 
 def _peek(args: list[str], flag: str) -> str | None:

@@ -12,9 +12,10 @@ from typing import Any
 from wmpo.envs.metaworld import MetaWorldConfig
 from wmpo.policy.small import SmallPolicyConfig
 from wmpo.reward.small import SmallRewardConfig
+from wmpo.train.dpo import DPOConfig
 from wmpo.train.fit import FitConfig
 from wmpo.train.reward import RewardTraining
-from wmpo.train.sft import SFTConfig
+from wmpo.train.sft import RFTConfig, SFTConfig
 from wmpo.train.tokenizer import TokenizerTraining
 from wmpo.train.wmpo import ImproveConfig
 from wmpo.train.world_model import WorldModelTraining
@@ -107,6 +108,22 @@ class PretrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BaselinesConfig:
+    """The methods that ``wmpo compare`` sets beside WMPO, at the same budget of real episodes."""
+
+    dpo: DPOConfig = field(default_factory=DPOConfig)
+    "Preferences among the base policy's episodes."
+    rft: RFTConfig = field(default_factory=RFTConfig)
+    "Filtered cloning."
+    more_demos: SFTConfig = field(
+        default_factory=lambda: SFTConfig(fit=FitConfig(num_steps=1500, batch_size=32, learning_rate=6e-4))
+    )
+    "Cloning of the expert's P more episodes; more steps than the base policy's, for there is more to learn."
+    real_groups: int = 4
+    "Groups of an iteration of GRPO in the real environment: fewer than imagined ones, for more updates at budget P."
+
+
+@dataclass(frozen=True, kw_only=True)
 class Experiment:
     """Everything that decides a run, except its seed."""
 
@@ -132,6 +149,7 @@ class Experiment:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     fidelity: FidelityConfig = field(default_factory=FidelityConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    baselines: BaselinesConfig = field(default_factory=BaselinesConfig)
 
     def validate(self) -> None:
         """Raises ValueError, naming flag and value, for what cannot work together."""
@@ -206,7 +224,7 @@ _AT_LEAST: dict[str, float] = {
     "num_test": 2, "num_validation": 2, "num_starts": 2, "num_throughput": 1, "num_minibatches": 1, "num_epochs": 1,
     "micro_batch": 1, "every": 1, "check_every": 1, "window": 1, "num_bins": 2, "temperature": 0, "shard": 1,
     "num_replays": 1, "warmup_steps": 1, "num_rounds": 1, "refresh_share": 0.01, "max_fpr": 0,
-    "trust": 0.01, "branch_share": 0, "branch_chunks": 1,
+    "trust": 0.01, "branch_share": 0, "branch_chunks": 1, "real_groups": 1, "beta": 1e-6,
     "num_workers": 0, "num_videos": 0, "temperatures": 0, "ema": 0, "channels": 8, "latent_channels": 1, "dim": 4,
     "depth": 1, "num_heads": 1, "blocks": 1, "condition": 8, "pretrain_share": 0, "unroll_from": 0, "dropout": 0,
 }  # fmt: skip

@@ -6,15 +6,16 @@ import dataclasses
 import difflib
 from collections.abc import Callable
 
-from wmpo.config import CollectConfig, DemosConfig, EvaluateConfig, Experiment, FidelityConfig
+from wmpo.config import BaselinesConfig, CollectConfig, DemosConfig, EvaluateConfig, Experiment, FidelityConfig
 from wmpo.envs.metaworld import MetaWorldConfig
 from wmpo.evaluation.audit import AuditConfig
 from wmpo.policy.small import SmallPolicyConfig
 from wmpo.reward.small import SmallRewardConfig
 from wmpo.rollout.groups import GroupConfig
+from wmpo.train.dpo import DPOConfig
 from wmpo.train.fit import FitConfig
 from wmpo.train.reward import RewardTraining
-from wmpo.train.sft import SFTConfig
+from wmpo.train.sft import RFTConfig, SFTConfig
 from wmpo.train.tokenizer import TokenizerTraining
 from wmpo.train.wmpo import ImproveConfig
 from wmpo.train.world_model import WorldModelTraining
@@ -53,6 +54,12 @@ def tiny() -> Experiment:
         ),
         evaluate=EvaluateConfig(num_test=4, num_validation=2, temperatures=(0.0, 1.0), num_throughput=2, num_videos=1),
         fidelity=FidelityConfig(num_starts=4, num_videos=1),
+        baselines=BaselinesConfig(
+            dpo=DPOConfig(fit=dataclasses.replace(fit, batch_size=2)),
+            rft=RFTConfig(sft=SFTConfig(fit=fit)),
+            more_demos=SFTConfig(fit=dataclasses.replace(fit, num_steps=40)),
+            real_groups=3,
+        ),
     )
 
 

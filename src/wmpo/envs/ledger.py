@@ -40,9 +40,14 @@ class Ledger:
                 continue  # torn by a crash; its episode was played again
         return rows
 
+    def unique(self) -> list[dict[str, object]]:
+        """Every episode once, also one that was played again after an interruption."""
+        rows = {json.dumps(row, sort_keys=True): row for row in self.episodes()}
+        return list(rows.values())
+
     def count(self) -> dict[str, int]:
         """Real episodes by purpose, each counted once, and how many were played again after an interruption."""
-        rows = [json.dumps(row, sort_keys=True) for row in self.episodes()]
-        unique = Counter(json.loads(row)["purpose"] for row in set(rows))
-        repeated = len(rows) - len(set(rows))
-        return {**dict(sorted(unique.items())), **({"played_again": repeated} if repeated else {})}
+        unique = self.unique()
+        purposes = Counter(str(row["purpose"]) for row in unique)
+        repeated = len(self.episodes()) - len(unique)
+        return {**dict(sorted(purposes.items())), **({"played_again": repeated} if repeated else {})}

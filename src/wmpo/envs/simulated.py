@@ -182,29 +182,24 @@ class SimulatedEnv:
         """The scripted expert's episodes, in order of seeds: (frames, actions, solved after how many actions or -1)."""
         limit = self.chunk_size * self.max_chunks
         episodes = self._workers.each("expert", [(seed, noise, limit, frame_stride) for seed in seeds])
-        self._record_expert("demonstrations", "expert", seeds, episodes, noise)
+        self._record_expert(self.purpose, seeds, episodes, noise)
         return episodes
 
     def play_around(self, seeds: list[int], *, num_steps: int) -> list[tuple[np.ndarray, np.ndarray, int]]:
         """Episodes for pretraining a world model (see :func:`wmpo.envs.metaworld.play_episode`)."""
         episodes = self._workers.each("play", [(seed, num_steps) for seed in seeds])
-        self._record_expert("pretraining", "play", seeds, episodes, 0.0)
+        self._record_expert(Purpose("pretraining", "play"), seeds, episodes, 0.0)
         return episodes
 
     def _record_expert(
-        self,
-        purpose: str,
-        policy: str,
-        seeds: list[int],
-        episodes: list[tuple[np.ndarray, np.ndarray, int]],
-        noise: float,
+        self, purpose: Purpose, seeds: list[int], episodes: list[tuple[np.ndarray, np.ndarray, int]], noise: float
     ) -> None:
         if self._ledger is None:
             return
         self._ledger.record(
             [
-                {"purpose": purpose, "policy": policy, "temperature": noise, "seed": 0, "start": seed, "episode": seed,
-                 "success": solved >= 0, "steps": len(actions)}
+                {"purpose": purpose.purpose, "policy": purpose.policy, "temperature": noise, "seed": 0, "start": seed,
+                 "episode": seed, "success": solved >= 0, "steps": len(actions)}
                 for seed, (_, actions, solved) in zip(seeds, episodes, strict=True)
             ]
         )  # fmt: skip

@@ -135,7 +135,11 @@ def _best(audits: Sequence[Audit]) -> Audit:
 
 
 def _loss(before: Audit, after: Audit) -> float:
-    """Starts lost less starts won, in standard errors."""
-    lost = sum(a and not b for a, b in zip(before.solved, after.solved, strict=True))
-    won = sum(b and not a for a, b in zip(before.solved, after.solved, strict=True))
+    return loss(before.solved, after.solved)
+
+
+def loss(before: Sequence[bool], after: Sequence[bool]) -> float:
+    """Starts lost less starts won, in standard errors; outcomes from the same starts in the same order."""
+    lost = sum(a and not b for a, b in zip(before, after, strict=True))
+    won = sum(b and not a for a, b in zip(before, after, strict=True))
     return (lost - won) / math.sqrt(max(lost + won, 1))

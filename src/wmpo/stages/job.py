@@ -140,25 +140,33 @@ class Job:
 def open_job(path: Path, recipe: str, experiment: Experiment, seed: int, *, quiet: bool = False) -> Job:
     """Makes the run's folder, or goes on in it. Raises ValueError when it belongs to another configuration."""
     experiment.validate()
-    folder, config = RunFolder(path), path / "config.json"
-    wanted = {"recipe": recipe, "seed": seed, "config": to_json(experiment)}
-    if config.exists():
-        found = read_json(config)
-        differing = _differences(found, wanted)
-        if differing:
-            raise ValueError(
-                f"{path} was made with other settings ({'; '.join(differing[:4])}); "
-                "give this run another folder with --name, or delete that one"
-            )
-        return Job(folder, experiment, seed, quiet)
-    about = {"commit": commit(), "version": version("wmpo"), "machine": machine()}
-    write_json(config, wanted | about)
-    return Job(folder, experiment, seed, quiet)
+    if not check_folder(path, recipe, experiment, seed):
+        about = {"commit": commit(), "version": version("wmpo"), "machine": machine()}
+        wanted = {"recipe": recipe, "seed": seed, "config": to_json(experiment)}
+        write_json(path / "config.json", wanted | about)
+    return Job(RunFolder(path), experiment, seed, quiet)
 
 
-def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    old = {"seed": found.get("seed"), **flatten(found.get("config", {}))}
-    new = {"seed": wanted["seed"], **flatten(_through_json(wanted["config"]))}
+def check_folder(path: Path, recipe: str, experiment: Experiment, seed: int) -> bool:
+    """Whether there is a run already. Raises ValueError when it belongs to another configuration."""
+    saved = saved_experiment(path)
+    if saved is None:
+        return False
+    differing = differences(saved, (recipe, experiment, seed))
+    if differing:
+        raise ValueError(
+            f"{path} was made with other settings ({'; '.join(differing[:4])}); "
+            "give this run another folder with --name, or delete that one"
+        )
+    return True
+
+
+def differences(found: tuple[str, Experiment, int], wanted: tuple[str, Experiment, int]) -> list[str]:
+    """What differs, in words. Settings that a folder's version did not have yet count as their defaults."""
+    old, new = (
+        {"recipe": recipe, "seed": seed, **flatten(_through_json(to_json(experiment)))}
+        for recipe, experiment, seed in (found, wanted)
+    )
     return [f"{key}: {old.get(key)} there, {new.get(key)} now" for key in new | old if old.get(key) != new.get(key)]
 
 

@@ -57,18 +57,25 @@ def evaluate(job: Job) -> None:
 
 def _test(job: Job, env: SimulatedEnv, policy: SmallPolicy, name: str, log: StageLog) -> dict[str, Outcomes]:
     config = job.experiment.evaluate
-    tried = [_play(job, log, env, policy, "validation", name, config.num_validation, t) for t in config.temperatures]
-    best = max(tried, key=lambda o: o.success.mean()).temperature  # the first of equals: the least random
+    best = best_decoding(job, log, env, policy, name).temperature
     needed = dict.fromkeys((0.0, 1.0, best))
     played = {}
     for i, temperature in enumerate(needed, start=1):
-        played[temperature] = _play(job, log, env, policy, "test", name, config.num_test, temperature)
+        played[temperature] = play_once(job, log, env, policy, "test", name, config.num_test, temperature)
         rate = f"{100 * played[temperature].success.mean():.1f} %"
         log.progress(i, len(needed), f"{name} policy, {played[temperature].summary()['decoding']}: {rate}")
     return {"greedy": played[0.0], "sampled": played[1.0], "best": played[best]}
 
 
-def _play(
+def best_decoding(job: Job, log: StageLog, env: SimulatedEnv, policy: SmallPolicy, name: str) -> Outcomes:
+    """Of the decoding that solves most validation starts; the least random one of equals."""
+    config = job.experiment.evaluate
+    ordered = sorted(config.temperatures)
+    tried = [play_once(job, log, env, policy, "validation", name, config.num_validation, t) for t in ordered]
+    return max(tried, key=lambda outcomes: outcomes.success.mean())
+
+
+def play_once(
     job: Job,
     log: StageLog,
     env: SimulatedEnv,
@@ -78,8 +85,8 @@ def _play(
     count: int,
     temperature: float,
 ) -> Outcomes:
-    """Episodes that an interrupted evaluation played already are not played again."""
-    path, key = job.root.path / "unfinished" / "evaluate.json", f"{split} {name} {temperature}"
+    """Episodes that an interrupted stage played already are not played again."""
+    path, key = job.root.path / "unfinished" / f"{log.stage}.json", f"{split} {name} {temperature}"
     played = read_json(path) if path.exists() else {}
     if key not in played:
         env.purpose = Purpose(split, name, temperature, job.seed)

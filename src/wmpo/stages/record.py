@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,6 +17,9 @@ from wmpo.rollout.run import run_episodes
 from wmpo.stages.job import Job, finish, require
 from wmpo.stages.rounds import look_back, policy_of
 from wmpo.types import Rollouts
+
+REPETITION = 1_000_000_000
+"""Between the identities of episodes from the same start; above every simulator seed."""
 
 
 def demos(job: Job) -> None:
@@ -32,7 +36,7 @@ def demos(job: Job) -> None:
                     f"{job.experiment.max_chunks} chunks; raise --max-chunks or lower --demos.noise"
                 )
             seeds = start_seeds("demonstrations", job.seed, tried, min(8, config.num_episodes - len(solved)))
-            solved += [episode for episode in _expert(job, env, seeds) if episode.success]
+            solved += [episode for episode in expert_episodes(job, env, seeds) if episode.success]
             tried += len(seeds)
             log.progress(len(solved), config.num_episodes, "episodes")
         append_episodes(root, solved, fps=job.fps)
@@ -41,7 +45,8 @@ def demos(job: Job) -> None:
     finish(log, {"episodes": len(steps), "mean_steps": mean}, f"{len(steps)} demonstrations, {mean:.0f} steps long")
 
 
-def _expert(job: Job, env: SimulatedEnv, seeds: list[int]) -> list[Episode]:
+def expert_episodes(job: Job, env: SimulatedEnv, seeds: list[int]) -> list[Episode]:
+    """The scripted expert with noise on its actions, solved or not."""
     played = env.play_expert(seeds, noise=job.experiment.demos.noise, frame_stride=1)
     instruction = job.experiment.env.instruction()
     return [
@@ -90,10 +95,22 @@ def collect(job: Job) -> None:
 
 
 def play(
-    env: SimulatedEnv, policy: Policy, seeds: list[int], job: Job, *, temperature: float, policy_name: str
+    env: SimulatedEnv,
+    policy: Policy,
+    seeds: list[int],
+    job: Job,
+    *,
+    temperature: float,
+    policy_name: str,
+    again: Sequence[int] = (),
 ) -> list[Episode]:
-    """Real episodes as records. ``env`` must render every step."""
+    """Real episodes as records. ``env`` must render every step.
+
+    ``again`` says how often each start was played before by the same policy: the noise of its actions is another one.
+    """
     starts = simulator_starts(seeds, job.experiment.env.instruction())
+    if again:
+        starts = starts.with_ids(starts.episode_id + REPETITION * torch.tensor(again), starts.group)
     rollouts = run_episodes(env, policy, starts, temperature=temperature, seed=job.seed, record_video=True)
     return episodes_of(rollouts, policy, policy_name)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -27,6 +28,16 @@ class SFTConfig:
     "The training loop."
     max_shift: int = 3
     "Pictures are moved at random by up to this many pixels."
+
+
+@dataclass(frozen=True, kw_only=True)
+class RFTConfig:
+    """Filtered cloning: of demonstrations and of the policy's own successes (as in RFT, arXiv 2308.01825)."""
+
+    begin: Literal["base", "scratch"] = "base"
+    "Weights to begin with: those of the base policy, or new ones."
+    sft: SFTConfig = field(default_factory=SFTConfig)
+    "The cloning."
 
 
 def clone(

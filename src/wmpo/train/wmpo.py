@@ -79,30 +79,37 @@ def improve(
     learner: GRPOLearner,
     starts: Starts,
     config: ImproveConfig,
-    audit: AuditPolicy,
+    audit: AuditPolicy | None,
     *,
     seed: int,
     checkpoint: Path,
     log: StageLog,
     begun: bool = False,
+    budget: int | None = None,
 ) -> dict[str, Any]:
     """Trains the learner's policy in place and leaves the best audited one in it.
 
     The first audit is of the base policy: later ones, on the same starts, are compared with it. Without audits
-    (``max_episodes`` below ``num_episodes``) the last policy is kept.
+    (None, or ``max_episodes`` below ``num_episodes``) the last policy is kept.
+
+    With a ``budget`` the sampler plays in the real environment, and no more than that many episodes: iterations go on
+    until less than a group is left, the last one with fewer groups. ``num_iterations`` then counts for nothing.
 
     Raises ValueError when no group is ever mixed: such a dream teaches nothing, unless the policy has been improved
-    before (``begun``).
+    before (``begun``). And when a budget is less than one group, or dynamic sampling would spend it unforeseen.
     """
+    if budget is not None:
+        config = replace(config, num_iterations=num_iterations(budget, config.groups))
     progress = _restore(learner, checkpoint, log)
     sampler.load(learner.publish())
-    if not progress.audits and _audit_due(progress, config.audit):
+    if audit and not progress.audits and _audit_due(progress, config.audit):
         _check(progress, audit(learner.policy, progress.iteration), learner, checkpoint, log)
         save_tensors(checkpoint, learner.save(), _header(progress))
     while progress.iteration < config.num_iterations and not progress.stopped:
         iteration = progress.iteration
+        groups = config.groups if budget is None else affordable(budget, config.groups, iteration)
         episodes = sample_groups(  # imagine
-            sampler, starts, config.groups, temperature=config.temperature, seed=seed, iteration=iteration
+            sampler, starts, groups, temperature=config.temperature, seed=seed, iteration=iteration
         )
         if episodes.kept is None:
             progress.stopped = _nothing_to_learn(episodes, begun or iteration > 0)
@@ -113,8 +120,8 @@ def improve(
         ]
         sampler.load(learner.publish())  # publish
         progress.iteration += 1
-        _report(log, progress.iteration, config, episodes, metrics)
-        if _audit_due(progress, config.audit):  # check
+        _report(log, progress.iteration, config, episodes, metrics, "imagined" if budget is None else "real")
+        if audit and _audit_due(progress, config.audit):  # check
             _check(progress, audit(learner.policy, progress.iteration), learner, checkpoint, log)
         save_tensors(checkpoint, learner.save(), _header(progress))
         log.keep_time()
@@ -122,6 +129,21 @@ def improve(
         _restore_best(learner, progress, checkpoint)
     ended = {"stopped": progress.stopped or "all iterations done"}
     return _header(progress) | ended | {"kept_iteration": progress.kept if progress.audits else progress.iteration}
+
+
+def num_iterations(budget: int, config: GroupConfig) -> int:
+    """Iterations that a budget of real episodes pays for, the last one perhaps with fewer groups."""
+    if budget < config.group_size:
+        raise ValueError(f"a budget of {budget} real episodes is less than one group of {config.group_size} siblings")
+    if config.dynamic_sampling:
+        raise ValueError("dynamic sampling would throw real episodes of the budget away; switch it off")
+    return -(-(budget // config.group_size) // config.num_groups)
+
+
+def affordable(budget: int, config: GroupConfig, iteration: int) -> GroupConfig:
+    """The groups of one iteration, such that all iterations together stay within the budget."""
+    left = budget // config.group_size - iteration * config.num_groups
+    return replace(config, num_groups=min(config.num_groups, left))
 
 
 def _audit_due(progress: _Progress, config: AuditConfig) -> bool:
@@ -158,26 +180,29 @@ def _nothing_to_learn(episodes: GroupedRollouts, begun: bool) -> str:
 
 
 def _report(
-    log: StageLog, iteration: int, config: ImproveConfig, episodes: GroupedRollouts, metrics: list[dict[str, float]]
+    log: StageLog,
+    iteration: int,
+    config: ImproveConfig,
+    episodes: GroupedRollouts,
+    metrics: list[dict[str, float]],
+    kind: str,
 ) -> None:
     mean = {key: sum(m[key] for m in metrics) / len(metrics) for key in metrics[0]}
     log.write(
         iteration=iteration,
-        imagined_success=episodes.success,
+        **{f"{kind}_success": episodes.success},
         mean_length=episodes.mean_length,
         mixed_groups=episodes.num_mixed,
         groups=episodes.num_groups,
         trusted=float(episodes.kept.trusted.float().mean()) if episodes.kept else 0.0,
         **mean,
     )
-    note = (
-        f"imagined success {100 * episodes.success:.0f} %, {episodes.num_mixed} of {episodes.num_groups} groups mixed"
-    )
+    note = f"{kind} success {100 * episodes.success:.0f} %, {episodes.num_mixed} of {episodes.num_groups} groups mixed"
     log.progress(iteration, config.num_iterations, note)
 
 
 def _best(checkpoint: Path) -> Path:
-    return checkpoint.with_name("improve_best.safetensors")
+    return checkpoint.with_name(f"{checkpoint.stem}_best.safetensors")
 
 
 def _header(progress: _Progress) -> dict[str, Any]:

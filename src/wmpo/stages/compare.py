@@ -1,0 +1,265 @@
+"""``wmpo compare``: every method on the same tasks, seeds, budgets and test starts; what is there is not run again.
+
+``runs/NAME/TASK/seedS/base`` holds what no budget changes (demonstrations, base policy, its tests), and
+``runs/NAME/TASK/seedS/P128`` a whole run of WMPO at that budget, with the other methods beside it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from pathlib import Path
+from statistics import mean
+
+from wmpo.checkpoint import read_json, write_json
+from wmpo.config import Experiment, from_json, to_json
+from wmpo.envs.ledger import Ledger
+from wmpo.evaluation.compare import BASE
+from wmpo.report.run import RunFolder
+from wmpo.stages import baselines, learn, record
+from wmpo.stages.job import Job, check_folder, differences, open_job
+from wmpo.stages.trial import trial
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A way to spend P real episodes."""
+
+    train: Callable[[Job], None]
+    needs: tuple[tuple[str, Callable[[Job], None]], ...] = ()
+    "Stages of the run that come before."
+    reference: bool = False
+    "Not a rival: it costs something else than the policy's episodes."
+
+
+def wmpo(job: Job) -> None:
+    """All rounds of the run, without its own ``evaluate``: here every method is tested in the same way."""
+    for number in range(1, job.experiment.num_rounds + 1):
+        job.round = number
+        once(job, "collect", record.collect)
+        if number == 1:
+            once(job, "tokenizer", learn.tokenizer)
+        once(job, "world-model", learn.world_model)
+        once(job, "reward", learn.reward)
+        once(job, "improve", learn.improve)
+
+
+_EPISODES = (("collect", record.collect), ("base-more", baselines.more))
+METHODS: dict[str, Method] = {
+    "wmpo": Method(wmpo),
+    "grpo-real": Method(baselines.grpo_real),
+    "dpo": Method(baselines.dpo, _EPISODES),
+    "rft": Method(baselines.rft, _EPISODES),
+    "more-demos": Method(baselines.more_demos, reference=True),
+}
+
+
+def once(job: Job, name: str, stage: Callable[[Job], None]) -> None:
+    """Runs a stage that is not complete."""
+    if job.place(name).summary(name) is None:
+        stage(job)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is compared."""
+
+    recipe: str
+    experiment: Experiment
+    tasks: tuple[str, ...]
+    methods: tuple[str, ...]
+    budgets: tuple[int, ...]
+    num_seeds: int
+
+    def at(self, task: str, budget: int | None = None) -> Experiment:
+        """The experiment of one run; None: with the recipe's budget, on which nothing of the base policy depends."""
+        experiment = replace(self.experiment, env=replace(self.experiment.env, task=task))
+        if budget is None:
+            return experiment
+        return replace(experiment, collect=replace(experiment.collect, num_episodes=budget))
+
+    def validate(self) -> None:
+        """Raises ValueError, in one sentence, for what cannot be compared."""
+        for name in self.methods:
+            if name not in METHODS:
+                near = difflib.get_close_matches(name, METHODS, n=2, cutoff=0.4) or list(METHODS)
+                raise ValueError(f"--methods: unknown method {name!r}; did you mean {' or '.join(near)}?")
+        for flag, values in (("tasks", self.tasks), ("methods", self.methods), ("budgets", self.budgets)):
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"--{flag} must name each at least and at most once, not {' '.join(map(str, values))}")
+        if not 1 <= self.num_seeds <= 100:
+            raise ValueError(f"--seeds is how many seeds to run, 1 to 100, not {self.num_seeds}")
+        size = self.experiment.improve.groups.group_size
+        for budget in self.budgets:
+            if budget < size:
+                raise ValueError(
+                    f"--budgets {budget} is less than one group of {size} siblings; raise it, or lower "
+                    "--improve.groups.group-size"
+                )
+        for task in self.tasks:
+            for paid in (None, *self.budgets):
+                self.at(task, paid).validate()
+
+    def save(self, path: Path) -> None:
+        """Raises ValueError when the folder holds another comparison: only tasks, methods, budgets and the number of
+        seeds may change."""
+        check_comparison(path, self)
+        chosen = {"tasks": self.tasks, "methods": self.methods, "budgets": self.budgets, "num_seeds": self.num_seeds}
+        write_json(path / "compare.json", {"recipe": self.recipe, "config": to_json(self.experiment), **chosen})
+
+
+def saved_plan(path: Path) -> Plan | None:
+    """The last one asked for in a folder; None for a new one. A ValueError names the file."""
+    file = path / "compare.json"
+    if not file.exists():
+        if (path / "config.json").exists():
+            raise ValueError(f"{path} is the folder of a single run; give the comparison another --name")
+        return None
+    found = read_json(file)
+    try:
+        return Plan(
+            recipe=found["recipe"],
+            experiment=from_json(Experiment, found["config"]),
+            tasks=tuple(found["tasks"]),
+            methods=tuple(found["methods"]),
+            budgets=tuple(found["budgets"]),
+            num_seeds=found["num_seeds"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{file} is not a comparison of this version ({error})") from error
+
+
+def check_comparison(path: Path, plan: Plan) -> None:
+    saved = saved_plan(path)
+    if saved is None:
+        return
+    task, budget = plan.tasks[0], plan.budgets[0]
+    old, new = ((p.recipe, p.at(task, budget), 0) for p in (saved, plan))
+    if differing := differences(old, new):
+        raise ValueError(
+            f"{path} holds a comparison with other settings ({'; '.join(differing[:4])}); "
+            "choose another --name, or delete that folder"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One method after one training; budget None: the base policy."""
+
+    task: str
+    seed: int
+    budget: int | None
+    method: str
+
+    def folder(self, path: Path) -> Path:
+        return path / self.task / f"seed{self.seed}" / (BASE if self.budget is None else f"P{self.budget}")
+
+    def __str__(self) -> str:
+        return f"{self.task} seed {self.seed} " + (BASE if self.budget is None else f"P = {self.budget} {self.method}")
+
+
+def steps_of(plan: Plan) -> Iterator[Step]:
+    """Seed after seed, so that a first comparison of all tasks is there early."""
+    for seed in range(plan.num_seeds):
+        for task in plan.tasks:
+            yield Step(task, seed, None, BASE)
+            for budget in plan.budgets:
+                yield from (Step(task, seed, budget, method) for method in plan.methods)
+
+
+def summary_of(step: Step, path: Path) -> Path:
+    return step.folder(path) / "stages" / f"{step.method}-test.json"
+
+
+@dataclass
+class _Watch:
+    """How far a comparison is, and how long it still takes: by what steps of the same method took so far."""
+
+    steps: Sequence[Step]
+    path: Path
+    took: dict[str, list[float]] = field(default_factory=dict)
+
+    def missing(self) -> list[Step]:
+        return [step for step in self.steps if not summary_of(step, self.path).exists()]
+
+    def announce(self, step: Step) -> None:
+        missing = self.missing()
+        known = [seconds for each in self.took.values() for seconds in each]
+        left = sum(mean(self.took.get(each.method, known)) for each in missing) if known else None
+        time_left = f", about {left / 60:.0f} minutes left" if left is not None else ""
+        done = len(self.steps) - len(missing)
+        print(f"compare       {done}/{len(self.steps)} done{time_left}; now {step}", file=sys.stderr, flush=True)
+
+
+def run(plan: Plan, path: Path, *, quiet: bool = False) -> list[str]:
+    """Runs what is missing, and returns what could not be run, each with the reason: a base policy that never fails, or
+    a dream without mixed groups, ends one training and not the comparison. Raises ValueError for settings that do not
+    fit the folder."""
+    plan.validate()
+    plan.save(path)
+    watch = _Watch(list(steps_of(plan)), path)
+    for step in watch.steps:  # before hours are spent
+        check_folder(step.folder(path), plan.recipe, plan.at(step.task, step.budget), step.seed)
+    failed: list[str] = []
+    for place, steps in groupby(watch.missing(), key=lambda step: step.folder(path)):
+        first, *others = steps
+        with open_job(place, plan.recipe, plan.at(first.task, first.budget), first.seed, quiet=quiet) as job:
+            for step in (first, *others):
+                begun = time.monotonic()
+                watch.announce(step)
+                try:
+                    _take(job, step, path)
+                except ValueError as error:
+                    failed.append(f"{step}: {error}")
+                    print(f"compare       {failed[-1]}", file=sys.stderr, flush=True)
+                else:
+                    watch.took.setdefault(step.method, []).append(time.monotonic() - begun)
+    return failed
+
+
+def _take(job: Job, step: Step, path: Path) -> None:
+    if step.budget is None:
+        once(job, "demos", record.demos)
+        once(job, "sft", learn.sft)
+        once(job, "base-audit", baselines.base_audit)
+        trial(job, BASE)
+        return
+    adopt(job, Step(step.task, step.seed, None, BASE).folder(path))
+    method, job.round = METHODS[step.method], 1
+    for name, stage in method.needs:
+        once(job, name, stage)
+    if step.method == "wmpo":
+        method.train(job)
+    else:
+        once(job, step.method, method.train)
+    trial(job, step.method)
+
+
+ADOPTED = ("demos", "sft", "base-audit")
+"""Stages that are made once for all budgets."""
+
+
+def adopt(job: Job, base: Path) -> None:
+    """Copies demonstrations and base policy, with their lines of the ledger, into a run at some budget.
+
+    Raises ValueError when the base policy is not there, because its own training failed.
+    """
+    root = job.root.path
+    if all(job.root.summary(stage) for stage in ADOPTED):
+        return
+    if not all(RunFolder(base).summary(stage) for stage in ADOPTED):
+        raise ValueError(f"the base policy in {base} is not complete; what stopped it is said above")
+    shutil.copytree(base / "data", root / "data", dirs_exist_ok=True)
+    for file in ("models/base.safetensors", "metrics/sft.jsonl"):
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(base / file, root / file)
+    copied = [row for row in Ledger(base / "ledger.jsonl").unique() if row["purpose"] in ("demonstrations", "audit")]
+    have = Ledger(job.root.ledger).unique()
+    Ledger(job.root.ledger).record([row for row in copied if row not in have])
+    for stage in ADOPTED:
+        write_json(root / "stages" / f"{stage}.json", read_json(base / "stages" / f"{stage}.json"))

@@ -1,0 +1,84 @@
+"""From the folders of a comparison to ``comparison.json``: every outcome, and what follows from them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wmpo.checkpoint import read_json, write_json
+from wmpo.evaluation.compare import Trial, compare
+from wmpo.stages.compare import METHODS, Plan, Step, steps_of, summary_of
+from wmpo.stages.job import check_folder
+
+
+def tabulate(plan: Plan, path: Path) -> Path:
+    """Writes what is there. Raises ValueError when folders do not belong together, or starts differ."""
+    found: dict[Step, dict[str, Any]] = {}
+    missing = []
+    for step in steps_of(plan):
+        file = summary_of(step, path)
+        if not file.exists():
+            missing.append(str(step))
+            continue
+        check_folder(step.folder(path), plan.recipe, plan.at(step.task, step.budget), step.seed)
+        found[step] = read_json(file)
+    _check_starts(found, path)
+    references = [name for name in plan.methods if METHODS[name].reference]
+    rows = compare(
+        [_trial(step, summary) for step, summary in found.items()],
+        tasks=plan.tasks, budgets=plan.budgets, methods=plan.methods, references=references,
+    )  # fmt: skip
+    content = {
+        "recipe": plan.recipe,
+        "tasks": plan.tasks,
+        "methods": plan.methods,
+        "references": references,
+        "budgets": plan.budgets,
+        "num_seeds": plan.num_seeds,
+        "rows": [asdict(row) for row in rows],
+        "missing": missing,
+        "trials": [_raw(step, summary, path) for step, summary in found.items()],
+    }
+    file = path / "comparison.json"
+    write_json(file, content)
+    return file
+
+
+def _check_starts(found: dict[Step, dict[str, Any]], path: Path) -> None:
+    """Paired differences mean something only on the same starts."""
+    first: dict[str, Step] = {}
+    for step, summary in found.items():
+        like = first.setdefault(step.task, step)
+        if summary["starts"] != found[like]["starts"] or len(summary["success"]) != len(summary["starts"]):
+            raise ValueError(
+                f"{summary_of(step, path)} has other test starts than {summary_of(like, path)}; delete the one that is "
+                "out of date and run wmpo compare again"
+            )
+
+
+def _trial(step: Step, summary: dict[str, Any]) -> Trial:
+    success = np.array(summary["success"], dtype=bool)
+    return Trial(task=step.task, seed=step.seed, budget=step.budget or 0, method=step.method, success=success)
+
+
+def _raw(step: Step, summary: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Everything that is needed to compute the table again."""
+    about = read_json(step.folder(path) / "config.json")
+    return {
+        "task": step.task,
+        "seed": step.seed,
+        "budget": step.budget or 0,
+        "method": step.method,
+        "temperature": summary["temperature"],
+        "validation": summary["validation"],
+        "real_episodes": summary["real_episodes"],
+        "first_start": summary["starts"][0],
+        "success": "".join("01"[solved] for solved in summary["success"]),
+        "num_steps": summary["num_steps"],
+        "seconds": summary["seconds"],
+        "commit": about["commit"],
+        "machine": about["machine"],
+    }
