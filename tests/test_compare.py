@@ -165,6 +165,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.timeout(240)
+@pytest.mark.slow
 def test_the_ledger_proves_that_every_method_had_the_same_budget(compared: Path) -> None:
     trials = {t["method"]: t for t in json.loads((compared / "comparison.json").read_text())["trials"]}
     assert list(trials) == ["base", *METHODS]
@@ -187,6 +188,7 @@ def test_the_ledger_proves_that_every_method_had_the_same_budget(compared: Path)
     }
 
 
+@pytest.mark.slow
 def test_what_is_there_is_shown_and_not_run_again(
     compared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -199,6 +201,7 @@ def test_what_is_there_is_shown_and_not_run_again(
     assert "</svg>" in (compared / "comparison.svg").read_text()
 
 
+@pytest.mark.slow
 def test_what_does_not_belong_together_is_refused(
     compared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
