@@ -6,32 +6,18 @@ import json
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from commands import WMPO, refused, wmpo
 
 from wmpo.report.run import RunFolder
 from wmpo.stages.guards import guarded_env, starts_to_improve
 from wmpo.stages.job import Job, saved_experiment
 from wmpo.train.wmpo import GuardConfig
-
-WMPO = [sys.executable, "-m", "wmpo.cli"]
-
-
-def wmpo(*args: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*WMPO, *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=150)
-
-
-def refused(*args: str | Path, cwd: Path) -> str:
-    """What a refused command says; it must end with 2 and without a traceback."""
-    done = wmpo(*args, cwd=cwd)
-    assert done.returncode == 2, done
-    assert "Traceback" not in done.stderr
-    return done.stderr + done.stdout
 
 
 @pytest.fixture(scope="session")

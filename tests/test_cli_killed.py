@@ -6,14 +6,12 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-WMPO = [sys.executable, "-m", "wmpo.cli"]
+from commands import WMPO, wmpo
 
 
 def comparable(results: dict[str, Any]) -> dict[str, Any]:
@@ -26,7 +24,7 @@ def comparable(results: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.timeout(240)
 def test_killed_at_any_stage_it_resumes_to_the_same_numbers(tmp_path: Path) -> None:
     once, folder = tmp_path / "runs/once", tmp_path / "runs/tiny"
-    whole = subprocess.run([*WMPO, "run", "tiny", "--name", "once"], cwd=tmp_path, capture_output=True, text=True)
+    whole = wmpo("run", "tiny", "--name", "once", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
     signs = (
         "data/collected/meta/info.json", "unfinished/world-model.safetensors", "round-2/unfinished/improve.safetensors",
@@ -44,7 +42,7 @@ def test_killed_at_any_stage_it_resumes_to_the_same_numbers(tmp_path: Path) -> N
         assert process.poll() is None, f"the run ended before {sign} appeared"
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    done = subprocess.run([*WMPO, "run", "tiny"], cwd=tmp_path, capture_output=True, text=True)
+    done = wmpo("run", "tiny", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     first, again = (json.loads((path / "results.json").read_text()) for path in (once, folder))
     assert comparable(first) == comparable(again)

@@ -22,7 +22,7 @@ from wmpo.protocols import Policy
 from wmpo.report.run import RunFolder, StageLog
 from wmpo.rl.grpo import GRPOConfig, GRPOLearner
 from wmpo.rollout.groups import GroupConfig
-from wmpo.train.wmpo import ImproveConfig, improve
+from wmpo.train.wmpo import ImproveConfig, affordable, improve
 from wmpo.types import Observation, Starts
 
 CODEC = ActionCodec((0.0, 0.0), (BINS - 1.0, BINS - 1.0), 2, BINS)
@@ -72,7 +72,7 @@ def run(
     summary = improve(
         LocalSampler(env or BanditEnv(2, 3), policy()), learner, some_starts(8), config, audit,
         seed=0, checkpoint=folder.checkpoint("improve"), log=StageLog(folder, "improve", quiet=True), begun=begun,
-        budget=budget,
+        **({"schedule": affordable(budget, config.groups), "kind": "real"} if budget else {}),
     )  # fmt: skip
     assert isinstance(learner.policy, TablePolicy)
     return summary, learner.policy.logits.detach()

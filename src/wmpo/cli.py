@@ -6,7 +6,6 @@ import dataclasses
 import difflib
 import sys
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -17,25 +16,27 @@ from wmpo.config import Experiment
 from wmpo.recipes import RECIPES, recipe
 from wmpo.report.comparison import write_comparison
 from wmpo.report.render import render
-from wmpo.stages import compare, fidelity, learn, measure, pretrain, record
-from wmpo.stages.job import REPEATED, Job, open_job, saved_experiment
+from wmpo.stages import compare, pretrain
+from wmpo.stages.job import Job, open_job, saved_experiment
+from wmpo.stages.order import order, run_missing, turn
 from wmpo.stages.tabulate import tabulate
 
-SUMMARIES: dict[str, tuple[Callable[[Job], None], str]] = {
-    "demos": (record.demos, "record the scripted expert"),
-    "sft": (learn.sft, "clone the demonstrations: the base policy"),
-    "collect": (record.collect, "play real episodes with the policy as it is, P over all rounds"),
-    "tokenizer": (learn.tokenizer, ""),
-    "world-model": (learn.world_model, "learn to imagine: tokenizer and video model"),
-    "reward": (learn.reward, "learn to recognise success, and calibrate it"),
-    "improve": (learn.improve, "GRPO in imagination, watched by audits"),
-    "evaluate": (measure.evaluate, "base against improved policy on the same real test starts"),
-    "fidelity": (fidelity.fidelity, "how far the dream can be trusted: more measurements of a complete run"),
-    "pretrain": (pretrain.pretrain, "remake the tokenizer and world model that runs begin with"),
+ABOUT = {
+    "demos": "record the scripted expert",
+    "sft": "clone the demonstrations: the base policy",
+    "collect": "play real episodes with the policy as it is, P over all rounds",
+    "world-model": "learn to imagine: tokenizer and video model",
+    "reward": "learn to recognise success, and calibrate it",
+    "improve": "GRPO in imagination, watched by audits",
+    "evaluate": "base against improved policy on the same real test starts",
+    "report": "write report.html from the run's folder",
+    "run": "all of the above, those from collect to improve in rounds, resuming where it stopped",
+    "fidelity": "how far the dream can be trusted: more measurements of a complete run; no part of run",
+    "compare": "WMPO and other methods on the same tasks, seeds, budgets and test starts: one table",
+    "pretrain": "remake the tokenizer and world model that runs begin with; no part of run",
+    "data": "datasets in and out; see wmpo data --help",
 }
-APART = ("fidelity", "pretrain")
-"""Stages that ``run`` does not run."""
-COMMANDS = [name for name in SUMMARIES if name != "tokenizer"] + ["report", "run", "compare"]
+"""Commands, in the order in which they are told."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,13 +88,8 @@ class Comparison:
 
 
 def usage() -> str:
-    width = max(map(len, COMMANDS))
-    about = {name: SUMMARIES[name][1] for name in COMMANDS if name in SUMMARIES and name not in APART}
-    about["report"] = "write report.html from the run's folder"
-    about["run"] = "all of the above, those from collect to improve in rounds, resuming where it stopped"
-    about["compare"] = "WMPO and other methods on the same tasks, seeds, budgets and test starts: one table"
-    about |= {name: f"{SUMMARIES[name][1]}; no part of run" for name in APART}
-    lines = [f"  {name:{width}}  {text}" for name, text in about.items()]
+    width = max(map(len, ABOUT))
+    lines = [f"  {name:{width}}  {text}" for name, text in ABOUT.items()]
     return "\n".join(
         [
             "usage: wmpo STAGE RECIPE [--name NAME] [--seed S] [--leaf value ...]",
@@ -102,7 +98,6 @@ def usage() -> str:
             *lines,
             "",
             f"recipes: {', '.join(RECIPES)}",
-            "wmpo data --help: datasets in and out",
             "wmpo run RECIPE --help shows every setting and its value, e.g. --env.task door-open-v3",
         ]
     )
@@ -144,8 +139,8 @@ def _main(args: list[str]) -> None:
     if command == "data":
         cli_data.main(rest)
         return
-    if command not in COMMANDS:
-        near = difflib.get_close_matches(command, [*COMMANDS, "data"], n=2, cutoff=0.4) or list(COMMANDS)
+    if command not in ABOUT:
+        near = difflib.get_close_matches(command, ABOUT, n=2, cutoff=0.4) or list(ABOUT)
         raise ValueError(f"unknown stage {command!r}; did you mean {' or '.join(near)}? See wmpo --help")
     name, rest = (rest[0], rest[1:]) if rest and not rest[0].startswith("-") else ("quickstart", rest)
     if command == "compare":
@@ -166,32 +161,13 @@ def _main(args: list[str]) -> None:
 
 def _stages(job: Job, command: str) -> None:
     """Runs what is not complete: of everything, or of one command's stages those of the first round that lacks them."""
-    stages = {"world-model": ("tokenizer", "world-model")}.get(command, (command,))
-    last = job.experiment.num_rounds
-    order = [(command, last if command == "fidelity" else 1)] if command in APART else _order(last)
-    missing = []
-    for stage, job.round in order:
-        if (command == "run" or stage in stages) and job.place(stage).summary(stage) is None:
-            missing.append((stage, job.round))
-    if command != "run":
-        missing = [(stage, number) for stage, number in missing if number == missing[0][1]]
-        job.round = missing[0][1] - 1 if missing else job.experiment.num_rounds
-        begun = job.round == 0 or command not in REPEATED or job.folder.summary("improve") is not None
-        if not missing or not begun:
-            path = job.place(command).path / "stages" / f"{command}.json"
-            more = f"its next round begins when improve is complete in {job.folder.path}" if missing else ""
-            print(f"{command} is complete; {more or f'to run it again, delete {path}'}", file=sys.stderr)
-            return
-    for stage, number in missing:
-        job.round = number
-        SUMMARIES[stage][0](job)
-
-
-def _order(num_rounds: int) -> list[tuple[str, int]]:
-    """Every stage of a run with its round. The tokenizer stays as the first round makes it."""
-    first = ["demos", "sft", "collect", "tokenizer", *REPEATED[1:]]
-    later = [(stage, number) for number in range(2, num_rounds + 1) for stage in REPEATED]
-    return [*((stage, 1) for stage in first), *later, ("evaluate", num_rounds)]
+    if command == "run":
+        run_missing(job, order(job.experiment.num_rounds))
+        return
+    todo, why = turn(job, command)
+    if not todo:
+        print(why, file=sys.stderr)
+    run_missing(job, todo)
 
 
 def _settings(command: str, name: str, rest: list[str]) -> Settings:

@@ -12,7 +12,7 @@ from wmpo.data.episode import Episode
 from wmpo.evaluation.statistics import Rates, newcombe, rates, wilson
 from wmpo.evaluation.world_model import replay
 from wmpo.protocols import RewardModel, WorldModel
-from wmpo.reward.detector import score_video
+from wmpo.reward.detector import shows_success
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class Audit:
     j_interval: tuple[float, float]
     n: int
     solved: tuple[bool, ...]
-    "Real outcomes; every audit plays the same starts in the same order."
+    "Real outcomes. Audits that are compared with each other play the same starts in the same order."
     verdict: str = ""
     warning: str = ""
     "Whether the dream may be lying, and what to do about it."
@@ -66,7 +66,7 @@ def judge(
 ) -> Audit:
     """Replays the recorded actions and compares the reward model's verdict with what happened."""
     videos = replay(world_model, episodes, chunk_size, seed=seed)
-    imagined = np.array([bool((score_video(reward_model, v) > reward_model.threshold).any()) for v in videos])
+    imagined = np.array([shows_success(reward_model, video) for video in videos])
     truth = np.array([episode.success for episode in episodes])
     found = rates(imagined, truth)
     return Audit(
@@ -107,7 +107,7 @@ def parted(found: Audit, earlier: Sequence[Audit]) -> str:
     interval of real success.
     """
     best = _best([found, *earlier])
-    if _loss(best, found) > 2:
+    if loss(best.solved, found.solved) > 2:
         return f"real success fell from {100 * best.real:.0f} to {100 * found.real:.0f} %"
     highest = wilson(round(found.real * found.n), found.n)[1]
     risen = len(earlier) > 0 and found.real > earlier[0].real
@@ -119,7 +119,7 @@ def parted(found: Audit, earlier: Sequence[Audit]) -> str:
 def better(found: Audit, earlier: Sequence[Audit]) -> bool:
     """Whether to prefer this policy to all before it. An audit is small, and a policy that trained on in a dream which
     follows reality is more likely better than worse: it must not have lost more than one standard error."""
-    return _loss(_best([found, *earlier]), found) <= 1
+    return loss(_best([found, *earlier]).solved, found.solved) <= 1
 
 
 def fallen(earlier: Sequence[tuple[int, int]], now: tuple[int, int]) -> int | None:
@@ -132,10 +132,6 @@ def fallen(earlier: Sequence[tuple[int, int]], now: tuple[int, int]) -> int | No
 def _best(audits: Sequence[Audit]) -> Audit:
     """The one with the greatest real success, the latest of equals."""
     return max(audits, key=lambda audit: (audit.real, audit.iteration))
-
-
-def _loss(before: Audit, after: Audit) -> float:
-    return loss(before.solved, after.solved)
 
 
 def loss(before: Sequence[bool], after: Sequence[bool]) -> float:

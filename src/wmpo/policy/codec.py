@@ -9,8 +9,26 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
+class _Sizes:
+    """What follows from the quantiles and the chunk."""
+
+    __slots__ = ()
+    low: tuple[float, ...]
+    chunk_size: int
+
+    @property
+    def action_dim(self) -> int:
+        """A."""
+        return len(self.low)
+
+    @property
+    def num_tokens(self) -> int:
+        """N."""
+        return self.chunk_size * self.action_dim
+
+
 @dataclass(frozen=True, slots=True)
-class ActionCodec:
+class ActionCodec(_Sizes):
     """Uniform bins over actions normalised by their quantiles: 2 (a - q01) / (q99 - q01) - 1 (arXiv 2511.09515).
 
     ``low`` and ``high`` are q01 and q99 of each action dimension, in the environment's units. A chunk [K, A] becomes
@@ -40,14 +58,6 @@ class ActionCodec:
             num_bins,
         )
 
-    @property
-    def action_dim(self) -> int:
-        return len(self.low)
-
-    @property
-    def num_tokens(self) -> int:
-        return self.chunk_size * self.action_dim
-
     def normalize(self, actions: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
         """To [-1, 1] between the quantiles, not clipped."""
         low, high = torch.tensor(self.low).to(actions), torch.tensor(self.high).to(actions)
@@ -66,7 +76,7 @@ class ActionCodec:
 
 
 @dataclass(frozen=True, slots=True)
-class VocabularyCodec:
+class VocabularyCodec(_Sizes):
     """The bins of OpenVLA (arXiv 2406.09246), which end the language model's vocabulary and run backwards.
 
     Token ``t`` here is the vocabulary's ``first bin + t``. The last one means the lowest action, and there is one token
@@ -85,14 +95,6 @@ class VocabularyCodec:
             raise ValueError(f"action quantiles differ in length: {self.low}, {self.high}, mask {self.scaled}")
         if any(low > high for low, high in zip(self.low, self.high, strict=True)):
             raise ValueError(f"action quantiles must satisfy q01 <= q99 in every dimension: {self.low}, {self.high}")
-
-    @property
-    def action_dim(self) -> int:
-        return len(self.low)
-
-    @property
-    def num_tokens(self) -> int:
-        return self.chunk_size * self.action_dim
 
     def normalize(self, actions: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
         """To [-1, 1] between the quantiles, not clipped; a dimension that never moves becomes 0."""

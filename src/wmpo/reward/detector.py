@@ -41,6 +41,11 @@ def first_above(logits: Float[Tensor, "R F"], threshold: float) -> Int[Tensor, "
     return torch.where(above.any(dim=1), above.int().argmax(dim=1) + 1, 0)
 
 
+def shows_success(model: RewardModel, video: UInt8[Tensor, "L h w 3"]) -> bool:
+    """Whether any frame after the first is called solved."""
+    return bool((score_video(model, video) > model.threshold).any())
+
+
 @torch.no_grad()
 def score_video(model: RewardModel, video: UInt8[Tensor, "L h w 3"]) -> Float[Tensor, " F"]:
     """Logits of all frames after the first, by the same windows."""

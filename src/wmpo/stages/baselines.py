@@ -32,7 +32,7 @@ from wmpo.stages.job import Job, finish, require
 from wmpo.stages.record import expert_episodes, play
 from wmpo.train.dpo import prefer, rollouts_of
 from wmpo.train.sft import SFTConfig, clone
-from wmpo.train.wmpo import improve
+from wmpo.train.wmpo import affordable, improve
 
 EXPERT_STARTS = 50_000
 """Of the run's demonstration starts, where those of more demonstrations begin: far behind the first ones."""
@@ -53,12 +53,13 @@ def grpo_real(job: Job) -> None:
         LocalSampler(env, models.load_policy(job.root, "base")),
         GRPOLearner(policy, config.grpo, temperature=config.temperature),
         simulator_starts(seeds, experiment.env.instruction()),
-        replace(config, groups=groups),
+        config,
         None,
         seed=job.seed,
         checkpoint=job.root.checkpoint("grpo-real"),
         log=log,
-        budget=budget,
+        schedule=affordable(budget, groups),
+        kind="real",
     )
     spent = budget // groups.group_size * groups.group_size
     rest = f"; {budget - spent} are less than a group and stay unspent" if spent < budget else ""

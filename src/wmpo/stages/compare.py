@@ -21,8 +21,9 @@ from wmpo.config import Experiment, from_json, to_json
 from wmpo.envs.ledger import Ledger
 from wmpo.evaluation.compare import BASE
 from wmpo.report.run import RunFolder
-from wmpo.stages import baselines, learn, record
+from wmpo.stages import baselines, record
 from wmpo.stages.job import Job, check_folder, differences, open_job
+from wmpo.stages.order import rounds, run_missing
 from wmpo.stages.trial import trial
 
 
@@ -39,14 +40,7 @@ class Method:
 
 def wmpo(job: Job) -> None:
     """All rounds of the run, without its own ``evaluate``: here every method is tested in the same way."""
-    for number in range(1, job.experiment.num_rounds + 1):
-        job.round = number
-        once(job, "collect", record.collect)
-        if number == 1:
-            once(job, "tokenizer", learn.tokenizer)
-        once(job, "world-model", learn.world_model)
-        once(job, "reward", learn.reward)
-        once(job, "improve", learn.improve)
+    run_missing(job, rounds(job.experiment.num_rounds))
 
 
 _EPISODES = (("collect", record.collect), ("base-more", baselines.more))
@@ -224,8 +218,7 @@ def run(plan: Plan, path: Path, *, quiet: bool = False) -> list[str]:
 
 def _take(job: Job, step: Step, path: Path) -> None:
     if step.budget is None:
-        once(job, "demos", record.demos)
-        once(job, "sft", learn.sft)
+        run_missing(job, [("demos", 1), ("sft", 1)])
         once(job, "base-audit", baselines.base_audit)
         trial(job, BASE)
         return

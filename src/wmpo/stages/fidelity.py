@@ -21,12 +21,12 @@ from wmpo.evaluation.policy import decoding
 from wmpo.evaluation.statistics import corrected_rate, mean_max_rank_violation, paired_difference, pearson, rates
 from wmpo.evaluation.world_model import replay
 from wmpo.report.run import StageLog
-from wmpo.report.video import side_by_side, write_video
-from wmpo.reward.detector import score_video
+from wmpo.reward.detector import shows_success
 from wmpo.rollout.run import run_episodes
 from wmpo.stages import models
 from wmpo.stages.job import Job, finish, require
 from wmpo.stages.rounds import imagined_env, policy_of
+from wmpo.stages.show import show_replay
 from wmpo.world_model.small import SmallWorldModel
 
 FIRST_START = 10_000
@@ -69,8 +69,7 @@ def _checkpoint(job: Job, number: int, held_out: Sequence[Episode]) -> dict[str,
         )
         for name, shown in (("imagined", videos), ("tokenizer", by_tokenizer))
     }
-    threshold = dream.reward_model.threshold
-    called = np.array([bool((score_video(dream.reward_model, v) > threshold).any()) for v in videos])
+    called = np.array([shows_success(dream.reward_model, video) for video in videos])
     truth = np.array([episode.success for episode in held_out])
     points, interval = paired_difference(truth, called)
     cells = {
@@ -154,9 +153,8 @@ def _worst(
     order = sorted(range(len(held_out)), key=lambda i: -truth[rows[i]].mean())
     shown = []
     for place, i in enumerate(order[: job.experiment.fidelity.num_videos]):
-        name, real = f"fidelity-{place}.mp4", held_out[i].frames[::stride][: len(videos[i])]
-        frames = side_by_side(real, videos[i].numpy())
-        write_video(job.root.path / "videos" / name, frames, fps=max(1, job.fps // stride // 2))
+        name = f"fidelity-{place}.mp4"
+        show_replay(job, name, held_out[i], videos[i], stride)
         outcome = "solved" if held_out[i].success else "failed"
         caption = (
             f"{outcome} in reality; left it in {int(truth[rows[i]].sum())} of {int(rows[i].sum())} chunks; signs "

@@ -6,7 +6,7 @@ import functools
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -71,9 +71,9 @@ class Job:
     def folder_of(self, number: int) -> RunFolder:
         return self.root if number == 1 else RunFolder(self.root.path / f"round-{number}")
 
-    def place(self, stage: str) -> RunFolder:
-        """Where a stage leaves its results."""
-        return self.folder if stage in REPEATED else self.root
+    def place(self, stage: str, number: int | None = None) -> RunFolder:
+        """Where a stage leaves its results, in the present round or another one."""
+        return self.folder_of(number or self.round) if stage in REPEATED else self.root
 
     @property
     def policy_name(self) -> str:
@@ -82,8 +82,12 @@ class Job:
 
     @property
     def noise_seed(self) -> int:
-        """Differs between runs and between the rounds of a run."""
-        return self.seed + 100 * (self.round - 1)
+        """Of the present round."""
+        return self.noise_seed_of(self.round)
+
+    def noise_seed_of(self, number: int) -> int:
+        """Differs between runs (their seeds are below 100) and between the rounds of a run."""
+        return self.seed + 100 * (number - 1)
 
     def log(self, stage: str) -> StageLog:
         rounds = stage in REPEATED and self.experiment.num_rounds > 1
@@ -195,9 +199,6 @@ def existing_job(path: Path) -> Job:
     if saved is None:
         raise ValueError(f"{path} is no run, as it has no config.json; give the folder of a run, such as runs/NAME")
     return Job(RunFolder(path), saved[1], saved[2], quiet=True)
-
-
-Stage = Callable[[Job], None]
 
 
 def finish(log: StageLog, summary: dict[str, Any], note: str) -> None:

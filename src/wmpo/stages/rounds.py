@@ -41,7 +41,7 @@ def imagined_env(job: Job, number: int) -> ImaginedEnv:
         models.load_reward(job.folder_of(number)),
         chunk_size=job.experiment.policy.chunk_size,
         max_chunks=job.experiment.max_chunks,
-        seed=job.seed + 100 * (number - 1),
+        seed=job.noise_seed_of(number),
         workspace=job.workspace,
         share_noise=job.experiment.improve.share_noise,
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
+from torch import Tensor
 
 from wmpo.checkpoint import write_json
 from wmpo.data.episode import Episode
@@ -39,9 +41,8 @@ def _replays(job: Job) -> Index:
     videos = replay(model, chosen, job.experiment.policy.chunk_size, seed=job.seed)
     stride, index, rows = model.frame_stride, [], []
     for i, (episode, video) in enumerate(zip(chosen, videos, strict=True)):
-        real, imagined = episode.frames[::stride][: len(video)], video.numpy()
         name = f"replay-{i}.mp4"
-        write_video(job.root.path / "videos" / name, side_by_side(real, imagined), fps=max(1, job.fps // stride // 2))
+        real, imagined = show_replay(job, name, episode, video, stride)
         outcome = "solved" if episode.success else "failed"
         index.append({"file": name, "section": "replay", "caption": f"Held-out episode, {outcome} in reality"})
         if i in (0, len(solved)):
@@ -49,6 +50,15 @@ def _replays(job: Job) -> Index:
     picture = strip(rows, ["real", "imagined"] * (len(rows) // 2), columns=10)
     picture.save(job.root.path / "videos" / "strip.png")
     return index
+
+
+def show_replay(
+    job: Job, name: str, episode: Episode, video: UInt8[Tensor, "L h w 3"], stride: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Writes a replay beside the real video, at half speed; returns both."""
+    real, imagined = episode.frames[::stride][: len(video)], video.numpy()
+    write_video(job.root.path / "videos" / name, side_by_side(real, imagined), fps=max(1, job.fps // stride // 2))
+    return real, imagined
 
 
 def _before_after(

@@ -6,7 +6,7 @@ when imagined and real success part, and the policy is kept that the audits pref
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -85,44 +85,42 @@ def improve(
     checkpoint: Path,
     log: StageLog,
     begun: bool = False,
-    budget: int | None = None,
+    schedule: Sequence[GroupConfig] | None = None,
+    kind: str = "imagined",
 ) -> dict[str, Any]:
     """Trains the learner's policy in place and leaves the best audited one in it.
 
-    The first audit is of the base policy: later ones, on the same starts, are compared with it. Without audits
+    The first audit is of the policy to begin with: later ones, on the same starts, are compared with it. Without audits
     (None, or ``max_episodes`` below ``num_episodes``) the last policy is kept.
 
-    With a ``budget`` the sampler plays in the real environment, and no more than that many episodes: iterations go on
-    until less than a group is left, the last one with fewer groups. ``num_iterations`` then counts for nothing.
+    Args:
+        begun: the policy has been improved before, so a dream that has no more to teach is an end and no error.
+        schedule: groups of each iteration, instead of the same in ``num_iterations``.
+        kind: what the sampler plays, for the log: ``imagined`` or ``real``.
 
-    Raises ValueError when no group is ever mixed: such a dream teaches nothing, unless the policy has been improved
-    before (``begun``). And when a budget is less than one group, or dynamic sampling would spend it unforeseen.
+    Raises ValueError when no group of the first iteration is mixed: such a dream teaches nothing.
     """
-    if budget is not None:
-        config = replace(config, num_iterations=num_iterations(budget, config.groups))
+    schedule = schedule or [config.groups] * config.num_iterations
     progress = _restore(learner, checkpoint, log)
     sampler.load(learner.publish())
-    if audit and not progress.audits and _audit_due(progress, config.audit):
-        _check(progress, audit(learner.policy, progress.iteration), learner, checkpoint, log)
-        save_tensors(checkpoint, learner.save(), _header(progress))
-    while progress.iteration < config.num_iterations and not progress.stopped:
+    while True:
+        if audit and _audit_due(progress, config.audit):  # check
+            _check(progress, audit(learner.policy, progress.iteration), learner, checkpoint, log)
+            save_tensors(checkpoint, learner.save(), _header(progress))
+        if progress.stopped or progress.iteration == len(schedule):
+            break
         iteration = progress.iteration
-        groups = config.groups if budget is None else affordable(budget, config.groups, iteration)
         episodes = sample_groups(  # imagine
-            sampler, starts, groups, temperature=config.temperature, seed=seed, iteration=iteration
+            sampler, starts, schedule[iteration], temperature=config.temperature, seed=seed, iteration=iteration
         )
         if episodes.kept is None:
             progress.stopped = _nothing_to_learn(episodes, begun or iteration > 0)
             break
-        metrics = [
-            learner.step(part)  # learn
-            for part in minibatches(episodes.kept, config.grpo, seed=seed, iteration=iteration)  # compare
-        ]
+        batches = minibatches(episodes.kept, config.grpo, seed=seed, iteration=iteration)  # compare
+        metrics = [learner.step(batch) for batch in batches]  # learn
         sampler.load(learner.publish())  # publish
         progress.iteration += 1
-        _report(log, progress.iteration, config, episodes, metrics, "imagined" if budget is None else "real")
-        if audit and _audit_due(progress, config.audit):  # check
-            _check(progress, audit(learner.policy, progress.iteration), learner, checkpoint, log)
+        _report(log, progress.iteration, len(schedule), episodes, metrics, kind)
         save_tensors(checkpoint, learner.save(), _header(progress))
         log.keep_time()
     if progress.audits:
@@ -131,24 +129,23 @@ def improve(
     return _header(progress) | ended | {"kept_iteration": progress.kept if progress.audits else progress.iteration}
 
 
-def num_iterations(budget: int, config: GroupConfig) -> int:
-    """Iterations that a budget of real episodes pays for, the last one perhaps with fewer groups."""
+def affordable(budget: int, config: GroupConfig) -> list[GroupConfig]:
+    """The schedule that a budget of real episodes pays for, the last iteration perhaps with fewer groups.
+
+    Raises ValueError when it is less than one group, or when dynamic sampling would spend it unforeseen.
+    """
     if budget < config.group_size:
         raise ValueError(f"a budget of {budget} real episodes is less than one group of {config.group_size} siblings")
     if config.dynamic_sampling:
         raise ValueError("dynamic sampling would throw real episodes of the budget away; switch it off")
-    return -(-(budget // config.group_size) // config.num_groups)
-
-
-def affordable(budget: int, config: GroupConfig, iteration: int) -> GroupConfig:
-    """The groups of one iteration, such that all iterations together stay within the budget."""
-    left = budget // config.group_size - iteration * config.num_groups
-    return replace(config, num_groups=min(config.num_groups, left))
+    left = range(budget // config.group_size, 0, -config.num_groups)
+    return [replace(config, num_groups=min(config.num_groups, groups)) for groups in left]
 
 
 def _audit_due(progress: _Progress, config: AuditConfig) -> bool:
-    """That of the base policy costs no episode, so it is one more than ``max_audits``; none if that is 0."""
-    return progress.iteration % config.every == 0 and 0 < config.max_audits >= len(progress.audits)
+    """That of the first policy costs no episode, so it is one more than ``max_audits``; none if that is 0."""
+    done = any(audit.iteration == progress.iteration for audit in progress.audits)
+    return not done and progress.iteration % config.every == 0 and 0 < config.max_audits >= len(progress.audits)
 
 
 def _check(progress: _Progress, found: Audit, learner: GRPOLearner, checkpoint: Path, log: StageLog) -> None:
@@ -182,7 +179,7 @@ def _nothing_to_learn(episodes: GroupedRollouts, begun: bool) -> str:
 def _report(
     log: StageLog,
     iteration: int,
-    config: ImproveConfig,
+    num_iterations: int,
     episodes: GroupedRollouts,
     metrics: list[dict[str, float]],
     kind: str,
@@ -198,7 +195,7 @@ def _report(
         **mean,
     )
     note = f"{kind} success {100 * episodes.success:.0f} %, {episodes.num_mixed} of {episodes.num_groups} groups mixed"
-    log.progress(iteration, config.num_iterations, note)
+    log.progress(iteration, num_iterations, note)
 
 
 def _best(checkpoint: Path) -> Path:
