@@ -117,7 +117,13 @@ def test_how_far_the_dream_can_be_trusted_is_measured_and_told(finished: Path, t
 
 
 def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(tmp_path: Path) -> None:
-    process = subprocess.Popen([*WMPO, "demos", "tiny"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*WMPO, "demos", "tiny"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # jobs in the background inherit "ignore"
+    )
     while not (tmp_path / "runs/tiny/metrics").exists():
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
