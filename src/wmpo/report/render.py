@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -138,11 +138,17 @@ def _audits(run: Run) -> str:
         "of the round before; the last policies play from the starts of held-out episodes."
     )
     head = ["iteration", "real", "imagined", "J", "episodes", "<p>verdict</p>"]
-    return f"<p class=lead>{lead}</p><p class='say {tone}'>{sentence}</p>" + table(head, rows)
+    return f"<p class=lead>{lead}</p><p class='say {tone}'>{sentence}</p>" + table(head, rows, _remedy(audits))
 
 
 def _warned(audit: Mapping[str, Any]) -> str:
-    return f"<p><b>Warning:</b> {esc(audit['warning'])}</p>" if audit.get("warning") else ""
+    """What is wrong; what to do about it stands below the table, once."""
+    return f"<p><b>Warning:</b> {esc(audit['warning'].split('; ', 1)[0])}</p>" if audit.get("warning") else ""
+
+
+def _remedy(audits: Sequence[Mapping[str, Any]]) -> str:
+    said = [audit["warning"].partition("; ")[2] for audit in audits if audit.get("warning")]
+    return f"Where there is a warning: {esc(said[0])}." if said else ""
 
 
 def _rounds(run: Run) -> str:
