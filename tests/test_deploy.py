@@ -19,7 +19,7 @@ from wmpo.data.lerobot import read_episodes
 from wmpo.rollout.run import run_episodes
 from wmpo.stages import models
 from wmpo.stages.guards import imagined_starts
-from wmpo.stages.job import Job
+from wmpo.stages.job import Job, existing_job
 from wmpo.stages.rounds import collected_datasets, imagined_env, policy_of
 
 ROOT = Path(__file__).parents[1]
@@ -68,6 +68,16 @@ def test_the_last_complete_round_or_any_file(run: Path) -> None:
     latest, named, first, base = acts.values()
     assert np.array_equal(latest, named)
     assert not np.array_equal(latest, first) and not np.array_equal(first, base)
+
+
+def test_the_policy_that_evaluate_handed_in(run: Path) -> None:
+    image = picture(0)
+    base = wmpo.load_policy(run / "models/base.safetensors").act(image)
+    latest = wmpo.load_policy(run / "round-2/models/improved.safetensors").act(image)
+    for handed_in, expected in (("base", base), ("improved", latest)):
+        existing_job(run).root.complete("evaluate", 1.0, {"handed_in": handed_in})
+        assert np.array_equal(wmpo.load_policy(run).act(image), expected)
+    (run / "stages" / "evaluate.json").unlink()
 
 
 def test_sentences_and_pictures(run: Path) -> None:

@@ -329,6 +329,9 @@ def test_the_verdict_follows_the_interval(points: float, half: float, tone: str,
 
 
 def test_the_verdict_says_when_the_base_policy_was_kept() -> None:
+    solved = {"base": 21, "improved": 14, "n": 32}
+    tone, sentence = verdict(results(0.0) | {"handed_in": "base", "validation": solved})
+    assert tone == "unsure" and "of 32 validation starts the policy from imagination solves 14" in sentence
     tone, sentence = verdict(results(0.0) | {"kept_iteration": 0})
     assert tone == "unsure" and "base policy was kept" in sentence
 

@@ -59,6 +59,12 @@ def verdict(results: Mapping[str, Any]) -> tuple[str, str]:
     """What the run shows, in plain words: (good | unsure | bad, sentence). The interval decides, not the hope."""
     best, n = results["difference"]["best"], results["improved"]["best"]["n"]
     points, (low, high) = best["points"], best["interval"]
+    if results.get("handed_in") == "base":
+        solved = results["validation"]
+        return "unsure", (
+            f"No improvement: of {solved['n']} validation starts the policy from imagination solves "
+            f"{solved['improved']}, the base policy {solved['base']}. So the base policy is handed in."
+        )
     if results.get("kept_iteration") == 0:
         return "unsure", (
             "No improvement: no policy trained in imagination did better than the base policy in the real audits, so "

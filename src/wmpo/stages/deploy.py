@@ -53,7 +53,8 @@ class LoadedPolicy:
 
 
 def load_policy(path: str | Path) -> LoadedPolicy:
-    """From a run's folder (the improved policy of its last complete round) or a file of its ``models``.
+    """From a run's folder (the policy that ``evaluate`` handed in, before that the improved one of the last complete
+    round) or a file of its ``models``.
 
     Raises ValueError when there is no such policy yet, or the file is damaged.
     """
@@ -64,5 +65,6 @@ def load_policy(path: str | Path) -> LoadedPolicy:
             raise ValueError(
                 f"{place} has no improved policy yet; finish improve, or name models/base.safetensors in it"
             )
-        place = job.folder_of(number).model("improved")
+        handed_in = (job.root.summary("evaluate") or {}).get("handed_in")
+        place = job.root.model("base") if handed_in == "base" else job.folder_of(number).model("improved")
     return LoadedPolicy(*models.open_policy(place))

@@ -28,16 +28,30 @@ POLICIES = ("base", "improved")
 
 
 def evaluate(job: Job) -> None:
-    """Chooses each policy's best decoding on validation starts, then plays the test starts, paired."""
+    """Chooses each policy's best decoding on validation starts, then plays the test starts, paired.
+
+    If the policy from imagination solves fewer validation starts than the base policy, the base policy is handed in.
+    """
     require(job, "evaluate", "improve")
     log = job.log("evaluate")
     places = {"base": job.root, "improved": job.folder}
     policies = {name: load_policy(place, name) for name, place in places.items()}
-    outcomes: dict[str, dict[str, Outcomes]] = {}
     env = job.real_env(Purpose("test", ""), frame_stride=job.experiment.policy.chunk_size)
-    for name, policy in policies.items():
-        outcomes[name] = _test(job, env, policy, name, log)
-    results = _compare(job, outcomes)
+    validated = {name: best_decoding(job, log, env, policy, name) for name, policy in policies.items()}
+    solved = {name: int(outcomes.success.sum()) for name, outcomes in validated.items()}
+    handed_in = "base" if solved["improved"] < solved["base"] else "improved"
+    tested = {
+        name: _test(job, env, policies[name], name, log, validated[name].temperature)
+        for name in dict.fromkeys(("base", handed_in))
+    }
+    if handed_in == "base":
+        log.note(f"the base policy is handed in: {solved['base']} validation starts against {solved['improved']}")
+        policies["improved"] = policies["base"]
+    outcomes = {"base": tested["base"], "improved": tested[handed_in]}
+    results = _compare(job, outcomes) | {
+        "validation": solved | {"n": job.experiment.evaluate.num_validation},
+        "handed_in": handed_in,
+    }
     learn, held_out = job.collected()
     begun = imagined_starts([*learn, *held_out])
     results["imagined"] = {name: _imagined_success(job, policy, begun) for name, policy in policies.items()}
@@ -55,9 +69,10 @@ def evaluate(job: Job) -> None:
     _write_results(job)
 
 
-def _test(job: Job, env: SimulatedEnv, policy: SmallPolicy, name: str, log: StageLog) -> dict[str, Outcomes]:
+def _test(
+    job: Job, env: SimulatedEnv, policy: SmallPolicy, name: str, log: StageLog, best: float
+) -> dict[str, Outcomes]:
     config = job.experiment.evaluate
-    best = best_decoding(job, log, env, policy, name).temperature
     needed = dict.fromkeys((0.0, 1.0, best))
     played = {}
     for i, temperature in enumerate(needed, start=1):
