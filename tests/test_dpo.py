@@ -17,7 +17,6 @@ from wmpo.report.run import RunFolder, StageLog
 from wmpo.rl.dpo import dpo_loss, sequence_logprob
 from wmpo.rng import keyed
 from wmpo.rollout.run import run_episodes
-from wmpo.stages.baselines import until_solved
 from wmpo.stages.record import episodes_of
 from wmpo.train.dpo import DPOConfig, pair, prefer
 from wmpo.train.dpo import rollouts_of as recorded_rollouts
@@ -103,4 +102,4 @@ def test_nothing_after_success_counts() -> None:
     )  # fmt: skip
     rollouts = recorded_rollouts([episode], small_policy(chunk_size=2), temperature=1.0)
     assert rollouts.executed.tolist() == [[[True] * 4, [True, True, False, False]]]
-    assert len(until_solved(episode).actions) == 3 and until_solved(episode).success
+    assert len(episode.until_solved().actions) == 3 and episode.until_solved().success

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -37,3 +37,7 @@ class Episode:
     @property
     def success(self) -> bool:
         return self.solved_at > 0
+
+    def until_solved(self) -> Episode:
+        """The part of a solved episode in which its success was earned."""
+        return replace(self, frames=self.frames[: self.solved_at + 1], actions=self.actions[: self.solved_at])

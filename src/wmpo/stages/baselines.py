@@ -113,18 +113,12 @@ def rft(job: Job) -> None:
     """Clones demonstrations and successes; later actions than the one that solved the task are left out."""
     require(job, "rft", "sft", "collect", "base-more")
     log, config = job.log("rft"), job.experiment.baselines.rft
-    solved = [until_solved(episode) for episode in base_episodes(job) if episode.success]
+    solved = [episode.until_solved() for episode in base_episodes(job) if episode.success]
     policy = models.load_policy(job.root, "base")
     if config.begin == "scratch":
         policy = _new_policy(job, policy.codec)
     _clone(job, log, policy, [*job.demonstrations(), *solved], config.sft)
     _hand_in(job, log, policy, {"successes": len(solved)}, f"cloned {len(solved)} successes and the demonstrations")
-
-
-def until_solved(episode: Episode) -> Episode:
-    """The part of a solved episode in which its success was earned."""
-    end = episode.solved_at
-    return replace(episode, frames=episode.frames[: end + 1], actions=episode.actions[:end])
 
 
 def more_demos(job: Job) -> None:

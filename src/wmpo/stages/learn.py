@@ -15,7 +15,9 @@ from wmpo.evaluation.audit import Audit, judge
 from wmpo.evaluation.world_model import replay, replay_distance
 from wmpo.execution.local import LocalSampler
 from wmpo.policy.codec import ActionCodec
+from wmpo.policy.small import SmallPolicy
 from wmpo.protocols import Policy
+from wmpo.report.run import StageLog
 from wmpo.rl.grpo import GRPOLearner
 from wmpo.stages import models
 from wmpo.stages.guards import guarded_env, starts_to_improve
@@ -162,10 +164,10 @@ def improve(job: Job) -> None:
     if job.round < experiment.num_rounds:
         config = replace(config, audit=replace(config.audit, max_episodes=0))
     begins_with = (folder.summary("collect") or {}).get("begins_with", job.round)
-    (dream, guards), policy = guarded_env(job, held_out), policy_of(job, begins_with)
+    (dream, guards), policy = guarded_env(job, held_out), first_policy(job, begins_with, log)
     real = job.real_env(Purpose("audit", ""), frame_stride=1)
     summary = train_in_imagination(
-        LocalSampler(dream, policy_of(job, begins_with)),
+        LocalSampler(dream, policy_of(job, begins_with)),  # it gets the learner's weights
         GRPOLearner(policy, config.grpo, temperature=config.temperature),
         starts_to_improve(job, learn),
         config,
@@ -181,6 +183,22 @@ def improve(job: Job) -> None:
         dropped = f"{worth['dropped']} of {worth['n']} held-out replays, {worth['rightly']} rightly"
         log.note(f"guard {name}: would have dropped {dropped}")
     finish(log, summary, f"kept the policy of iteration {summary['kept_iteration']}; {summary['stopped']}")
+
+
+def first_policy(job: Job, begins_with: int, log: StageLog) -> SmallPolicy:
+    """The round's policy or, if asked for, that after filtered cloning of what real episodes have shown so far."""
+    policy, config = policy_of(job, begins_with), job.experiment.improve
+    if not config.warm_start:
+        return policy
+    if not job.folder.model("warm").exists():
+        solved = [episode.until_solved() for episode in job.collected()[0] if episode.success]
+        log.note(f"warm start: {len(solved)} real successes and the demonstrations are cloned")
+        clone(
+            policy, [*job.demonstrations(), *solved], job.experiment.baselines.rft.sft,
+            seed=job.noise_seed, checkpoint=job.folder.checkpoint("improve-warm"), log=log,
+        )  # fmt: skip
+        models.save_policy(job.folder, "warm", policy, job.experiment.env.instruction())
+    return models.load_policy(job.folder, "warm")
 
 
 def _auditor(job: Job, dream: ImaginedEnv, real: SimulatedEnv, held_out: list[Episode]) -> AuditPolicy:

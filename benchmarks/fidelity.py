@@ -1,0 +1,77 @@
+"""Does success in the dream say anything about success? ``wmpo fidelity`` on finished runs, and what it found together.
+
+    python benchmarks/fidelity.py runs/drawer-open-v3-seed0 runs/button-press-topdown-v3-seed0 [...]
+    python benchmarks/fidelity.py --show
+
+What each run's fidelity stage measured is kept in results/fidelity, with the outcomes of every episode.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wmpo.evaluation.statistics import mean_max_rank_violation, pearson
+
+RESULTS = Path(__file__).parent / "results" / "fidelity"
+
+
+def measure(run: Path) -> dict[str, Any]:
+    config = json.loads((run / "config.json").read_text())
+    command = ["wmpo", "fidelity", config["recipe"], "--name", run.name, "--runs", str(run.parent)]
+    subprocess.run([sys.executable, "-m", "wmpo.cli", *command[1:]], check=True)
+    found = json.loads((run / "stages" / "fidelity.json").read_text())
+    task = config["config"]["env"]["task"]
+    return {"command": " ".join(command), "task": task, "seed": config["seed"], "commit": config["commit"], **found}
+
+
+def rates(row: dict[str, Any], side: str) -> list[float]:
+    return [float(np.mean(policy[side])) for policy in row["policies"]]
+
+
+def show(rows: list[dict[str, Any]]) -> str:
+    """A line for each run, and one for the policies of all runs of a task together."""
+    head = "| task | seed | policies | Pearson | MMRV | too high by, points | calibrated | J | AUROC of the signs |"
+    lines = [head, "|---|---|---|---|---|---|---|---|---|"]
+    for row in rows:
+        calibrated = row["calibrated_over_optimism"]
+        lines.append(
+            f"| {row['task']} | {row['seed']} | {len(row['policies'])} | {_text(row['pearson'])} | {row['mmrv']:.3f} | "
+            f"{100 * row['over_optimism']:+.0f} | {'' if calibrated is None else f'{100 * calibrated:+.0f}'} | "
+            f"{row['rounds'][-1]['rates']['j']:.2f} | {_text(row['signs']['areas']['combined'])} |"
+        )
+    for task in dict.fromkeys(row["task"] for row in rows):
+        found = [row for row in rows if row["task"] == task]
+        imagined, real = ([rate for row in found for rate in rates(row, side)] for side in ("imagined", "real"))
+        lines.append(
+            f"| **{task}** | all | {len(real)} | {pearson(imagined, real):.2f} | "
+            f"{mean_max_rank_violation(imagined, real):.3f} | {100 * (np.mean(imagined) - np.mean(real)):+.0f} | | | |"
+        )
+    return "\n".join(lines)
+
+
+def _text(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="*", type=Path)
+    parser.add_argument("--show", action="store_true", help="print the table of what is there")
+    args = parser.parse_args()
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for run in [] if args.show else args.runs:
+        path = RESULTS / f"{run.name}.json"
+        if not path.exists():
+            path.write_text(json.dumps(measure(run)) + "\n")
+    print(show([json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]))
+
+
+if __name__ == "__main__":
+    main()
