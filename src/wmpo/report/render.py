@@ -230,11 +230,17 @@ def _belief(run: Run) -> str:
     imagined = run.results.get("imagined")
     if not imagined:
         return ""
+    collected = [done["collect"]["success"] for done in run.rounds[:1] if "success" in done.get("collect", {})]
+    audited = [a["real"] for a in run.audits if a["iteration"] == run.part("kept_iteration", "improve")]
     rows = []
-    for name in ("base", "improved"):
-        real = run.results[name]["sampled"]["success"]
-        rows.append([f"{name} policy", percent(imagined[name]), percent(real), signed((imagined[name] - real) * 100)])
-    note = "Sampled actions. The improved policy was trained to succeed in the dream, so there its figure flatters."
+    for name, found in (("base", collected), ("improved", audited)):
+        real = found[-1] if found else None
+        off = signed((imagined[name] - real) * 100) if real is not None else "–"
+        rows.append([f"{name} policy", percent(imagined[name]), percent(real), off])
+    note = (
+        "Actions sampled as in training. Real success is that of the collected episodes and of the last audit. The "
+        "improved policy was trained to succeed in the dream, so there its figure flatters."
+    )
     return "<h3>What the dream believes</h3>" + table(
         ["", "imagined success", "real success", "too high by, points"], rows, note
     )
