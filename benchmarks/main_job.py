@@ -1,6 +1,6 @@
 """Runs the main job for several tasks and seeds and keeps what was measured.
 
-    python benchmarks/main_job.py --tasks plate-slide-v3 --seeds 0 1 2
+    python benchmarks/main_job.py --tasks drawer-open-v3 --seeds 0 1 2
     python benchmarks/main_job.py --show
 
 Each run is `wmpo run quickstart` in a folder of its own, and its figures are a file of results/main_job; finished ones
@@ -93,7 +93,7 @@ def show(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", default=["plate-slide-v3"])
+    parser.add_argument("--tasks", nargs="+", default=["drawer-open-v3"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--show", action="store_true", help="print the table of what is there")

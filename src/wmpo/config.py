@@ -39,8 +39,8 @@ class CollectConfig:
 
     num_episodes: int = 128
     "The rollout budget P, over all rounds."
-    temperature: float = 1.0
-    "Sampling temperature of the policy."
+    temperature: float = 0.5
+    "Sampling temperature of the policy. At 1 a clone of noisy demonstrations adds their noise to its own."
     num_held_out: int = 32
     "Of these, the episodes that only measure: fidelity of the world model, threshold of the reward model."
     shard: int = 32
@@ -62,7 +62,7 @@ class EvaluateConfig:
     "Test starts; the same for both policies and for every run."
     num_validation: int = 32
     "Validation starts on which each policy's best decoding is chosen."
-    temperatures: tuple[float, ...] = (0.0, 1.0)
+    temperatures: tuple[float, ...] = (0.0, 0.5)
     "Decodings to choose from; 0 is greedy."
     num_throughput: int = 64
     "Episodes for the comparison of simulated with imagined speed."
@@ -76,7 +76,7 @@ class FidelityConfig:
 
     num_starts: int = 64
     "Validation starts from which each policy plays, really and in the dream."
-    temperatures: tuple[float, ...] = (0.0, 1.0)
+    temperatures: tuple[float, ...] = (0.0, 0.5)
     "Decodings of each round's policy; each is a policy of its own strength."
     num_videos: int = 4
     "Worst replays that are shown."

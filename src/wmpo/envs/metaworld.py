@@ -40,7 +40,7 @@ class CameraConfig:
 class MetaWorldConfig:
     """A Meta-World task seen through one camera."""
 
-    task: str = "plate-slide-v3"
+    task: str = "drawer-open-v3"
     "Name of a Meta-World v3 task."
     image_size: int = 64
     "Height and width of a frame in pixels."
