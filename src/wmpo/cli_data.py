@@ -89,7 +89,7 @@ class Export:
     "Real episodes of the policies, of the expert, or episodes that the improved policy only dreams."
     num_episodes: int = 32
     "Imagined episodes; they begin where collected ones began, in turn."
-    temperature: float = 1.0
+    temperature: float = 0.5
     "Sampling temperature of imagined episodes; 0 is greedy."
 
 
