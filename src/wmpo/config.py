@@ -60,8 +60,8 @@ class EvaluateConfig:
 
     num_test: int = 256
     "Test starts; the same for both policies and for every run."
-    num_validation: int = 32
-    "Validation starts on which each policy's best decoding is chosen."
+    num_validation: int = 64
+    "Validation starts on which each policy's best decoding is chosen, and the policy to hand in."
     temperatures: tuple[float, ...] = (0.0, 0.5)
     "Decodings to choose from; 0 is greedy."
     num_throughput: int = 64

@@ -12,6 +12,7 @@ from wmpo.checkpoint import read_json, write_json
 from wmpo.data.splits import Split, simulator_starts, start_seeds
 from wmpo.envs.ledger import Ledger
 from wmpo.envs.simulated import Purpose, SimulatedEnv
+from wmpo.evaluation.audit import loss
 from wmpo.evaluation.policy import Outcomes, difference, play_starts
 from wmpo.policy.small import SmallPolicy
 from wmpo.report.run import StageLog
@@ -30,7 +31,8 @@ POLICIES = ("base", "improved")
 def evaluate(job: Job) -> None:
     """Chooses each policy's best decoding on validation starts, then plays the test starts, paired.
 
-    If the policy from imagination solves fewer validation starts than the base policy, the base policy is handed in.
+    If the policy from imagination has lost more validation starts than chance explains (one standard error, as in
+    audits), the base policy is handed in.
     """
     require(job, "evaluate", "improve")
     log = job.log("evaluate")
@@ -39,7 +41,7 @@ def evaluate(job: Job) -> None:
     env = job.real_env(Purpose("test", ""), frame_stride=job.experiment.policy.chunk_size)
     validated = {name: best_decoding(job, log, env, policy, name) for name, policy in policies.items()}
     solved = {name: int(outcomes.success.sum()) for name, outcomes in validated.items()}
-    handed_in = "base" if solved["improved"] < solved["base"] else "improved"
+    handed_in = "base" if loss(*(validated[name].success.tolist() for name in POLICIES)) > 1 else "improved"
     tested = {
         name: _test(job, env, policies[name], name, log, validated[name].temperature)
         for name in dict.fromkeys(("base", handed_in))
