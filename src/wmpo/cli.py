@@ -32,6 +32,7 @@ ABOUT = {
     "report": "write report.html from the run's folder",
     "run": "all of the above, those from collect to improve in rounds, resuming where it stopped",
     "fidelity": "how far the dream can be trusted: more measurements of a complete run; no part of run",
+    "disruptions": "both policies with light, colours, camera or start changed, and after a push; no part of run",
     "compare": "WMPO and other methods on the same tasks, seeds, budgets and test starts: one table",
     "pretrain": "remake the tokenizer and world model that runs begin with; no part of run",
     "data": "datasets in and out; see wmpo data --help",
@@ -153,7 +154,8 @@ def _main(args: list[str]) -> None:
         return
     if command != "pretrain":
         pretrain.check_pretrained(settings.experiment)  # at once, not after the episodes are played
-    with open_job(path, name, settings.experiment, settings.seed) as job:
+    free = "disruptions." if command == "disruptions" else ""  # nothing else depends on these
+    with open_job(path, name, settings.experiment, settings.seed, free=free) as job:
         _stages(job, command)
     if command == "run":
         _report(path)

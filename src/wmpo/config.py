@@ -9,6 +9,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any
 
+from wmpo.envs.disrupt import Disruption, Push
 from wmpo.envs.metaworld import MetaWorldConfig
 from wmpo.policy.small import SmallPolicyConfig
 from wmpo.reward.small import SmallRewardConfig
@@ -83,6 +84,44 @@ class FidelityConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DisruptionsConfig:
+    """What ``wmpo disruptions`` measures."""
+
+    num_starts: int = 64
+    "Validation starts from which both policies play, undisturbed and under each disruption."
+    played: tuple[str, ...] = (
+        "light:0.5", "light:1.5", "table:0.5", "object:0.5", "camera-turn:5", "camera-shift:3", "position:3",
+    )  # fmt: skip
+    "KIND:STRENGTH of each disruption; kinds, units and ranges: KINDS in envs/disrupt.py."
+    push_centimetres: float = 5.0
+    "How far the hand is displaced."
+    push_chunk: int = 3
+    "After how many chunks."
+    num_videos: int = 4
+    "Pushed starts of which both policies' videos are shown."
+
+    def disruptions(self) -> list[Disruption]:
+        """Each once and in order, without ``none``: undisturbed episodes are always played."""
+        return [d for d in dict.fromkeys(map(Disruption.parse, self.played)) if d.kind != "none"]
+
+    def push(self) -> Push:
+        return Push(self.push_centimetres, self.push_chunk)
+
+    def validate(self, max_chunks: int) -> None:
+        """Raises ValueError, naming flag and value, for what cannot be played."""
+        for flag, read in (("played", self.disruptions), ("push-centimetres", self.push)):
+            try:
+                read()
+            except ValueError as error:
+                raise ValueError(f"--disruptions.{flag}: {error}") from error
+        if self.push_chunk >= max_chunks:
+            raise ValueError(
+                f"disruptions.push_chunk {self.push_chunk} must be below max_chunks {max_chunks}: a policy that is "
+                "pushed needs time to recover"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
     """Pretraining of tokenizer and world model over many tasks (``wmpo pretrain``)."""
 
@@ -148,6 +187,7 @@ class Experiment:
     improve: ImproveConfig = field(default_factory=ImproveConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     fidelity: FidelityConfig = field(default_factory=FidelityConfig)
+    disruptions: DisruptionsConfig = field(default_factory=DisruptionsConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     baselines: BaselinesConfig = field(default_factory=BaselinesConfig)
 
@@ -156,6 +196,7 @@ class Experiment:
         self.env.validate()
         for name, value in flatten(to_json(self)).items():
             _check_number(name, value)
+        self.disruptions.validate(self.max_chunks)
         chunk, stride = self.policy.chunk_size, self.world_model.frame_stride
         if chunk % stride:
             raise ValueError(f"world_model.frame_stride {stride} must divide policy.chunk_size {chunk}")

@@ -6,7 +6,15 @@ import dataclasses
 import difflib
 from collections.abc import Callable
 
-from wmpo.config import BaselinesConfig, CollectConfig, DemosConfig, EvaluateConfig, Experiment, FidelityConfig
+from wmpo.config import (
+    BaselinesConfig,
+    CollectConfig,
+    DemosConfig,
+    DisruptionsConfig,
+    EvaluateConfig,
+    Experiment,
+    FidelityConfig,
+)
 from wmpo.envs.metaworld import MetaWorldConfig
 from wmpo.evaluation.audit import AuditConfig
 from wmpo.policy.small import SmallPolicyConfig
@@ -38,7 +46,7 @@ def tiny() -> Experiment:
         demos=DemosConfig(num_episodes=3, noise=0.2),
         policy=SmallPolicyConfig(dim=32, depth=1, num_heads=2, num_bins=11),
         sft=SFTConfig(fit=FitConfig(num_steps=40, batch_size=16, learning_rate=2e-3, checkpoint_seconds=0.0)),
-        collect=CollectConfig(num_episodes=16, num_held_out=8, shard=8),
+        collect=CollectConfig(num_episodes=16, num_held_out=8, shard=8, temperature=1.0),
         tokenizer=TokenizerConfig(channels=16),
         tokenizer_training=TokenizerTraining(fit=fit),
         world_model=SmallWorldModelConfig(channels=(16, 24), blocks=1, condition=32, pretrained="none"),
@@ -49,11 +57,15 @@ def tiny() -> Experiment:
         reward_training=RewardTraining(fit=dataclasses.replace(fit, num_steps=60, batch_size=16), num_replays=1),
         improve=ImproveConfig(
             num_iterations=2,
+            temperature=1.0,
             groups=GroupConfig(num_groups=2, group_size=4, dynamic_sampling=False),  # such a dream has few mixed groups
             audit=AuditConfig(every=1, num_episodes=2, max_episodes=4),
         ),
         evaluate=EvaluateConfig(num_test=4, num_validation=2, temperatures=(0.0, 1.0), num_throughput=2, num_videos=1),
         fidelity=FidelityConfig(num_starts=4, num_videos=1),
+        disruptions=DisruptionsConfig(
+            num_starts=4, played=("light:0.5", "position:3"), push_centimetres=3.0, push_chunk=1, num_videos=1
+        ),
         baselines=BaselinesConfig(
             dpo=DPOConfig(fit=dataclasses.replace(fit, batch_size=2)),
             rft=RFTConfig(sft=SFTConfig(fit=fit)),

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from wmpo.envs.disrupt import NONE, Disruption, camera_moved, out_of_range, redraw
 from wmpo.envs.workspace import Workspace
 from wmpo.rng import keyed
 
@@ -99,6 +100,10 @@ def check_task(task: str) -> None:
         raise ValueError(f"unknown Meta-World task {task!r}; did you mean {', '.join(near) or 'drawer-open-v3'}?")
 
 
+SETTLING = 12
+"""Simulator steps (80 Hz) after which a pushed hand has come to rest."""
+
+
 class MetaWorldSim:
     """A simulator whose whole state can be swapped, so that one process interleaves any number of episodes.
 
@@ -125,18 +130,20 @@ class MetaWorldSim:
         expert: Any = ENV_POLICY_MAP[config.task]  # typed as abstract there
         self._expert = expert()
         self._renderer: Any = None
-        self._resets: dict[int, tuple[Any, np.ndarray]] = {}
+        self._resets: dict[tuple[int, Disruption], tuple[Any, np.ndarray]] = {}
 
-    def reset(self, seed: int) -> None:
-        """Goes to the start state that this seed names."""
-        if seed not in self._resets:
+    def reset(self, seed: int, disruption: Disruption = NONE) -> None:
+        """Goes to the start state that this seed names, or with a positional disruption to one beside it."""
+        key = seed, disruption if disruption.moves else NONE
+        if key not in self._resets:
             self.env.seed(seed)
-            obs, _ = self.env.reset()
+            with out_of_range(disruption, self.env, seed):
+                obs, _ = self.env.reset()
             self._obs = obs
             if len(self._resets) > 2048:
                 self._resets.clear()
-            self._resets[seed] = (self.snapshot(), obs)
-        state, self._obs = self._resets[seed]
+            self._resets[key] = (self.snapshot(), obs)
+        state, self._obs = self._resets[key]
         self.restore(state)
 
     def step(self, action: Float[np.ndarray, " A"]) -> bool:
@@ -146,6 +153,18 @@ class MetaWorldSim:
             self._obs, _, _, _, info = self.env.step(np.clip(action, -1, 1))
             solved = solved or info["success"] > 0.5
         return solved
+
+    def push(self, offset: Float[np.ndarray, " 3"]) -> None:
+        """Displaces the hand by so many metres and lets it settle, the gripper as it is. No time of the episode passes.
+
+        At the border of the workspace, where the controller would stop the hand, it goes the other way.
+        """
+        env, target = self.env, self.env.data.mocap_pos[0] + offset
+        turned = np.where((target < env.mocap_low) | (target > env.mocap_high), -offset, offset)
+        steps = max(1, math.ceil(np.abs(turned).max() / env.action_scale))
+        action = np.append(turned / env.action_scale / steps, env.data.ctrl[0])
+        for k in range(steps + SETTLING):
+            self._obs = env.step(action if k < steps else np.append(np.zeros(3), action[3]))[0]
 
     def expert_action(self) -> Float[np.ndarray, " A"]:
         return np.clip(self._expert.get_action(self._obs), -1, 1)
@@ -171,28 +190,33 @@ class MetaWorldSim:
             self.env._set_pos_site(*site)
         self._obs = state.obs.copy()
 
-    def render(self) -> UInt8[np.ndarray, "h w 3"]:
+    def render(self, disruption: Disruption = NONE) -> UInt8[np.ndarray, "h w 3"]:
         """The camera's picture, drawn at twice the size and averaged (anti-aliasing)."""
         if self._renderer is None:
-            self._renderer, self._camera = self._make_renderer()
-        self._renderer.update_scene(self.env.data, camera=self._camera)
+            self._renderer = self._make_renderer()
+        self._renderer.update_scene(self.env.data, camera=self._view(disruption))
         scene = self._renderer.scene
+        redraw(disruption, self.env.model, scene)
         for flag in ("mjRND_SHADOW", "mjRND_REFLECTION", "mjRND_SKYBOX"):
             scene.flags[getattr(self._mujoco.mjtRndFlag, flag)] = 0
         size = self.config.image_size
         big = self._renderer.render().reshape(size, 2, size, 2, 3)
         return np.rint(big.mean(axis=(1, 3), dtype=np.float32)).astype(np.uint8)
 
-    def _make_renderer(self) -> tuple[Any, Any]:
+    def _view(self, disruption: Disruption) -> Any:
         mujoco, camera = self._mujoco, self.config.camera
-        self.env.model.vis.quality.offsamples = 0
+        turn, shift = camera_moved(disruption, camera.azimuth)
         view = mujoco.MjvCamera()
         view.type = mujoco.mjtCamera.mjCAMERA_FREE
-        view.azimuth, view.elevation, view.distance = camera.azimuth, camera.elevation, camera.distance
-        view.lookat[:] = camera.lookat
+        view.azimuth, view.elevation, view.distance = camera.azimuth + turn, camera.elevation, camera.distance
+        view.lookat[:] = camera.lookat + shift
+        return view
+
+    def _make_renderer(self) -> Any:
+        self.env.model.vis.quality.offsamples = 0
         size = 2 * self.config.image_size
         try:
-            return mujoco.Renderer(self.env.model, size, size), view
+            return self._mujoco.Renderer(self.env.model, size, size)
         except Exception as error:  # GL libraries raise many types; all mean the same to the user
             raise RuntimeError(GL_HELP.format(reason=error)) from error
 

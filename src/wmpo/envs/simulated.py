@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from wmpo.envs.clock import Clock
+from wmpo.envs.disrupt import NONE, Disruption, Push
 from wmpo.envs.ledger import Ledger
 from wmpo.envs.metaworld import MetaWorldConfig, MetaWorldSim, choose_gl, expert_episode, play_episode
 from wmpo.types import ChunkStep, Observation, Starts
@@ -59,18 +60,25 @@ def _serve(pipe: Connection, config: MetaWorldConfig) -> None:
         sim.close()
 
 
-def _reset(sim: MetaWorldSim, states: dict[int, Any], seeds: dict[int, int]) -> dict[int, np.ndarray]:
+def _reset(
+    sim: MetaWorldSim, states: dict[int, Any], seeds: dict[int, int], disruption: Disruption
+) -> dict[int, np.ndarray]:
     states.clear()
     frames = {}
     for row, seed in seeds.items():
-        sim.reset(seed)
-        frames[row] = sim.render()
+        sim.reset(seed, disruption)
+        frames[row] = sim.render(disruption)
         states[row] = sim.snapshot()
     return frames
 
 
 def _step(
-    sim: MetaWorldSim, states: dict[int, Any], chunks: dict[int, np.ndarray], stride: int
+    sim: MetaWorldSim,
+    states: dict[int, Any],
+    chunks: dict[int, np.ndarray],
+    stride: int,
+    disruption: Disruption,
+    pushes: dict[int, np.ndarray],
 ) -> dict[int, tuple[np.ndarray, int]]:
     played = {}
     for row, chunk in chunks.items():
@@ -79,8 +87,10 @@ def _step(
         for k, action in enumerate(chunk, start=1):
             if sim.step(action) and not solved_after:
                 solved_after = k
+            if k == len(chunk) and row in pushes and not solved_after:
+                sim.push(pushes[row])
             if k % stride == 0:
-                frames.append(sim.render())
+                frames.append(sim.render(disruption))
         states[row] = sim.snapshot()
         played[row] = (np.stack(frames), solved_after)
     return played
@@ -124,15 +134,26 @@ class SimulatedEnv:
             raise ValueError(f"frame_stride {frame_stride} must divide the chunk size {chunk_size}")
         self.config, self.chunk_size, self.max_chunks, self.frame_stride = config, chunk_size, max_chunks, frame_stride
         self.purpose = Purpose("unnamed", "unnamed")
+        self._disruption: Disruption = NONE
+        self._push: Push | None = None
         self._ledger = ledger
         self._workers = _Workers(config, num_workers or os.cpu_count() or 1)
         self._clock = Clock(0, chunk_size, max_chunks)
+
+    @contextmanager
+    def disrupted(self, disruption: Disruption = NONE, push: Push | None = None) -> Iterator[None]:
+        """Episodes played inside are disturbed; the ledger says how. The expert's are not."""
+        self._disruption, self._push = disruption, push
+        try:
+            yield
+        finally:
+            self._disruption, self._push = NONE, None
 
     def reset(self, starts: Starts) -> Observation:
         """Puts every row at its start state and renders it."""
         self._starts, self._clock = starts, Clock(len(starts), self.chunk_size, self.max_chunks)
         self._num_steps = torch.zeros(len(starts), dtype=torch.long)
-        frames = self._workers.scatter("reset", dict(enumerate(starts.sim_seed.tolist())))
+        frames = self._workers.scatter("reset", dict(enumerate(starts.sim_seed.tolist())), self._disruption)
         self._last = torch.from_numpy(np.stack([frames[i] for i in range(len(starts))]))
         return Observation(frame=self._last, instruction=starts.instruction)
 
@@ -143,7 +164,8 @@ class SimulatedEnv:
             raise ValueError(f"the policy gave NaN or infinite actions in rows {rows}; its weights are damaged")
         actions = chunk.numpy().astype(np.float64)
         active = self._clock.active.tolist()
-        played = self._workers.scatter("step", {row: actions[row] for row in active}, self.frame_stride)
+        chunks = {row: actions[row] for row in active}
+        played = self._workers.scatter("step", chunks, self.frame_stride, self._disruption, self._pushes(active))
         num_frames = self.chunk_size // self.frame_stride
         frames = self._last.unsqueeze(1).repeat(1, num_frames, 1, 1, 1)
         solved_after = torch.zeros(len(self._starts), dtype=torch.long)
@@ -156,10 +178,18 @@ class SimulatedEnv:
         self._record(step)
         return step
 
+    def _pushes(self, active: list[int]) -> dict[int, Float[np.ndarray, " 3"]]:
+        """Displacements of the hands that are pushed when the present chunk ends."""
+        if self._push is None or self._clock.chunk + 1 != self._push.chunk:
+            return {}
+        return {row: self._push.offset(int(self._starts.sim_seed[row])) for row in active}
+
     def _record(self, step: ChunkStep) -> None:
         ended = (step.terminated | step.truncated).nonzero().flatten().tolist()
         if self._ledger is None or not ended:
             return
+        labels = [self._disruption.label] * (self._disruption != NONE) + ([self._push.label] if self._push else [])
+        disturbed = {"disruption": ", ".join(labels)} if labels else {}
         self._ledger.record(
             [
                 {
@@ -171,6 +201,7 @@ class SimulatedEnv:
                     "episode": int(self._starts.episode_id[row]),
                     "success": bool(step.terminated[row]),
                     "steps": int(self._num_steps[row]),
+                    **disturbed,
                 }
                 for row in ended
             ]

@@ -49,6 +49,15 @@ def paired_difference(
     return float(100 * difference.mean()), (float(100 * low), float(100 * high))
 
 
+def mean_interval(values: Float[np.ndarray, " n"], *, draws: int = 10_000) -> tuple[float, tuple[float, float]]:
+    """Mean with a 95 % bootstrap interval, in the unit of the values; NaN for less than two of them."""
+    if len(values) < 2:
+        return math.nan, (math.nan, math.nan)
+    drawn = keyed(0, "bootstrap/mean").integers(len(values), size=(draws, len(values)))
+    low, high = np.quantile(values[drawn].mean(axis=1), [0.025, 0.975])
+    return float(values.mean()), (float(low), float(high))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rates:
     """How well scores tell successes from failures at a threshold. J = TPR - FPR (Youden); GRPO learns only if it is

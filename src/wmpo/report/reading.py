@@ -29,6 +29,7 @@ class Run:
     played_again: int
     results: dict[str, Any]
     fidelity: dict[str, Any]
+    disruptions: dict[str, Any]
     videos: list[dict[str, str]]
 
     @property
@@ -99,6 +100,7 @@ def read_run(path: Path) -> Run:
         played_again=len(episodes) - len(unique),
         results=_json(path / "results.json", {}),
         fidelity=_json(path / "stages" / "fidelity.json", {}),
+        disruptions=_json(path / "stages" / "disruptions.json", {}),
         videos=_json(path / "videos" / "index.json", []),
     )
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from wmpo.report import fidelity, page, plots
+from wmpo.report import disruptions, fidelity, page, plots
 from wmpo.report.headline import headline, trust
 from wmpo.report.page import between, cell, duration, esc, number, percent, signed, table, tiles
 from wmpo.report.reading import REPEATED, Run, read_run
@@ -20,6 +20,7 @@ PURPOSES = {
     "audit": "to check the dream while the policy improves",
     "test": "to measure; never learned from",
     "fidelity": "to compare with the same policies in the dream",
+    "disruptions": "to measure both policies when something is disturbed",
 }
 HEALTH = {
     "mean_length": "episode length",
@@ -42,6 +43,7 @@ def render(run: Path) -> Path:
         *([("rounds", "Rounds", _rounds(read))] if len(read.rounds) > 1 else []),
         ("dream", "Can the dream be trusted?", _dream(read)),
         *([("fidelity", "Fidelity", fidelity.section(read))] if read.fidelity else []),
+        *([("disruptions", "Disruptions", disruptions.section(read))] if read.disruptions else []),
         ("classifier", "Success classifier", _reward(read)),
         ("videos", "Before and after", _before_after(read)),
         ("time", "Time", _time(read)),

@@ -141,22 +141,24 @@ class Job:
         torch.manual_seed(1000 * self.seed + purpose)
 
 
-def open_job(path: Path, recipe: str, experiment: Experiment, seed: int, *, quiet: bool = False) -> Job:
-    """Makes the run's folder, or goes on in it. Raises ValueError when it belongs to another configuration."""
+def open_job(path: Path, recipe: str, experiment: Experiment, seed: int, *, quiet: bool = False, free: str = "") -> Job:
+    """Makes the run's folder, or goes on in it. Raises ValueError when it belongs to another configuration; settings
+    whose names begin with ``free`` may differ."""
     experiment.validate()
-    if not check_folder(path, recipe, experiment, seed):
+    if not check_folder(path, recipe, experiment, seed, free=free):
         about = {"commit": commit(), "version": version("wmpo"), "machine": machine()}
         wanted = {"recipe": recipe, "seed": seed, "config": to_json(experiment)}
         write_json(path / "config.json", wanted | about)
     return Job(RunFolder(path), experiment, seed, quiet)
 
 
-def check_folder(path: Path, recipe: str, experiment: Experiment, seed: int) -> bool:
+def check_folder(path: Path, recipe: str, experiment: Experiment, seed: int, *, free: str = "") -> bool:
     """Whether there is a run already. Raises ValueError when it belongs to another configuration."""
     saved = saved_experiment(path)
     if saved is None:
         return False
-    differing = differences(saved, (recipe, experiment, seed))
+    found = differences(saved, (recipe, experiment, seed))
+    differing = [text for text in found if not (free and text.startswith(free))]
     if differing:
         raise ValueError(
             f"{path} was made with other settings ({'; '.join(differing[:4])}); "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from wmpo.stages import fidelity, learn, measure, pretrain, record
+from wmpo.stages import disruptions, fidelity, learn, measure, pretrain, record
 from wmpo.stages.job import REPEATED, Job
 
 STAGES: dict[str, Callable[[Job], None]] = {
@@ -17,6 +17,7 @@ STAGES: dict[str, Callable[[Job], None]] = {
     "improve": learn.improve,
     "evaluate": measure.evaluate,
     "fidelity": fidelity.fidelity,
+    "disruptions": disruptions.disruptions,
     "pretrain": pretrain.pretrain,
 }
 
@@ -48,7 +49,7 @@ def turn(job: Job, command: str) -> tuple[list[tuple[str, int]], str]:
     """What a single stage's command has to run, of the first round that lacks it; or nothing, and why."""
     last = job.experiment.num_rounds
     stages = ("tokenizer", "world-model") if command == "world-model" else (command,)
-    apart = [(command, last if command == "fidelity" else 1)]
+    apart = [(command, last if command in ("fidelity", "disruptions") else 1)]
     every = [pair for pair in order(last) if pair[0] in stages] or apart
     todo = missing(job, every)
     if not todo:

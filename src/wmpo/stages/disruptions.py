@@ -1,0 +1,155 @@
+"""What both policies can stand: light, colours, camera and start changed, and a push in mid-episode. Real episodes of
+its own, which the ledger counts as ``disruptions``; nothing learns from them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from wmpo.checkpoint import read_json, write_json
+from wmpo.data.episode import Episode
+from wmpo.data.splits import simulator_starts, start_seeds
+from wmpo.envs.disrupt import NONE, Disruption, Push
+from wmpo.envs.simulated import Purpose
+from wmpo.evaluation.disruptions import compared, lengths, recovery
+from wmpo.evaluation.policy import Outcomes, decoding, play_starts
+from wmpo.policy.small import SmallPolicy
+from wmpo.report.run import StageLog
+from wmpo.report.video import side_by_side, write_video
+from wmpo.stages.job import Job, finish, require
+from wmpo.stages.models import load_policy
+from wmpo.stages.record import play
+
+FIRST_START = 20_000
+"""Of the validation starts: those before choose decodings, audit and measure fidelity."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    """A policy at the decoding that ``evaluate`` chose for it."""
+
+    name: str
+    policy: SmallPolicy
+    temperature: float
+
+
+Pair = tuple[Outcomes, Outcomes]
+"""Of base and improved policy, from the same starts."""
+
+
+def disruptions(job: Job) -> None:
+    """Writes ``stages/disruptions.json`` and videos of pushed episodes."""
+    require(job, "disruptions", "improve", "evaluate")
+    log, config, both = job.log("disruptions"), job.experiment.disruptions, contestants(job)
+    conditions: list[tuple[Disruption, Push | None]] = [(d, None) for d in (NONE, *config.disruptions())]
+    conditions.append((NONE, config.push()))
+    outcomes: list[Pair] = []
+    for done, (disruption, push) in enumerate(conditions, start=1):
+        base, *other = (_played(job, log, each, disruption, push) for each in both)
+        outcomes.append((base, other[0] if other else base))
+        log.progress(done, len(conditions), push.label if push else disruption.words)
+    undisturbed, *_, pushed = outcomes
+    step = config.push_chunk * job.experiment.policy.chunk_size
+    found: dict[str, Any] = {
+        "handed_in": both[-1].name,
+        "settings": asdict(config),
+        "first_start": FIRST_START,
+        "disruptions": [_row(d, pair) for (d, push), pair in zip(conditions, outcomes, strict=True) if push is None],
+        "lengths": lengths(*undisturbed),
+        "push": {"centimetres": config.push_centimetres, "step": step}
+        | recovery(*pushed, undisturbed=undisturbed, step=step)
+        | {"episodes": _episodes(pushed)},
+        "videos": _videos(job, both, config.push(), step),
+    }
+    finish(log, found, _text(found))
+
+
+def contestants(job: Job) -> list[Contestant]:
+    """The base policy and the one that ``evaluate`` handed in; one only, where that is the base policy too."""
+    evaluated = job.root.summary("evaluate") or {}
+    # runs of before evaluate could hand in the base policy do not say which one it was
+    names = ("base",) if evaluated.get("handed_in") == "base" else ("base", "improved")
+    places = {"base": job.root, "improved": job.folder}
+    return [
+        Contestant(name, load_policy(places[name], name), _temperature(job, evaluated[name]["best"]["decoding"]))
+        for name in names
+    ]
+
+
+def _temperature(job: Job, chosen: str) -> float:
+    return next(t for t in job.experiment.evaluate.temperatures if decoding(t) == chosen)
+
+
+def _played(job: Job, log: StageLog, who: Contestant, disruption: Disruption, push: Push | None) -> Outcomes:
+    """Episodes that an interrupted stage played already are not played again."""
+    count, label = job.experiment.disruptions.num_starts, push.label if push else disruption.label
+    path, key = job.root.path / "unfinished" / "disruptions.json", f"{who.name} {label} {count}"
+    played = read_json(path) if path.exists() else {}
+    if key not in played:
+        purpose = Purpose("disruptions", who.name, who.temperature, job.seed)
+        env = job.real_env(purpose, frame_stride=job.experiment.policy.chunk_size)
+        seeds = start_seeds("validation", job.seed, FIRST_START, count)
+        starts = simulator_starts(seeds, job.experiment.env.instruction())
+        with env.disrupted(disruption, push):
+            outcomes = play_starts(env, who.policy, starts, who.temperature, seed=job.seed)
+        played[key] = [outcomes.success.tolist(), outcomes.num_steps.tolist()]
+        write_json(path, played)
+        log.keep_time()
+    success, num_steps = (np.array(column) for column in played[key])
+    return Outcomes(success=success, num_steps=num_steps, temperature=who.temperature)
+
+
+def _row(disruption: Disruption, pair: Pair) -> dict[str, Any]:
+    return asdict(disruption) | {"words": disruption.words} | compared(*pair) | {"episodes": _episodes(pair)}
+
+
+def _episodes(pair: Pair) -> dict[str, Any]:
+    """Every outcome, in the order of the starts."""
+    return {
+        name: {"success": outcomes.success.tolist(), "num_steps": outcomes.num_steps.tolist()}
+        for name, outcomes in zip(("base", "improved"), pair, strict=True)
+    }
+
+
+def _videos(job: Job, both: list[Contestant], push: Push, step: int) -> list[dict[str, str]]:
+    """Pushed starts after the measured ones, so that no measured episode is played twice; base policy on the left."""
+    config = job.experiment.disruptions
+    seeds = start_seeds("validation", job.seed, FIRST_START + config.num_starts, config.num_videos)
+    if not seeds:
+        return []
+    played: list[list[Episode]] = []
+    for who in both:
+        env = job.real_env(Purpose("disruptions", who.name, who.temperature, job.seed), frame_stride=1)
+        with env.disrupted(push=push):
+            played.append(play(env, who.policy, seeds, job, temperature=who.temperature, policy_name=who.name))
+    shown = []
+    for place, (before, after) in enumerate(zip(played[0], played[-1], strict=True)):
+        name = f"push-{place}.mp4"
+        write_video(job.root.path / "videos" / name, side_by_side(before.frames, after.frames), fps=job.fps // 2)
+        words = [f"{who} {_ending(e, step)}" for who, e in (("base", before), ("improved", after))]
+        shown.append({"file": name, "section": "push", "caption": f"{words[0]}; {words[1]}"})
+    return shown
+
+
+def _ending(episode: Episode, step: int) -> str:
+    if 0 <= episode.solved_at <= step:
+        return "solved it before the push"
+    return "recovers and solves it" if episode.success else "fails"
+
+
+def _text(found: dict[str, Any]) -> str:
+    undisturbed, *disturbed = found["disruptions"]
+    parts = [f"undisturbed {_rates([undisturbed])}"]
+    if disturbed:
+        parts.append(f"disturbed {_rates(disturbed)} (mean of {len(disturbed)})")
+    push = found["push"]
+    if push["base"]["n"] and push["improved"]["n"]:
+        parts.append(f"pushed {_rates([push])}")
+    return "real success: " + ", ".join(parts)
+
+
+def _rates(rows: list[dict[str, Any]]) -> str:
+    base, improved = (np.mean([row[name]["success"] for row in rows]) for name in ("base", "improved"))
+    return f"{100 * base:.1f} -> {100 * improved:.1f} %"
