@@ -150,7 +150,7 @@ def test_audits_need_as_many_held_out_episodes() -> None:
         ("improve.groups.group_size", 1, "improve.groups.group_size 1: siblings need at least 2"),
         ("sft.fit.num_steps", 0, "sft.fit.num_steps must be at least 1, not 0"),
         ("improve.temperature", -0.5, "improve.temperature must be at least 0, not -0.5"),
-        ("improve.temperature", 1.6, "improve.temperature 1.6 must be collect.temperature 0.5"),
+        ("improve.temperature", 1.6, "improve.temperature 1.6 must be collect.temperature 1.0"),
         ("policy.num_bins", 1, "policy.num_bins must be at least 2, not 1"),
         ("improve.grpo.micro_batch", 0, "improve.grpo.micro_batch must be at least 1"),
         ("max_chunks", 0, "max_chunks must be at least 1"),
