@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commands import WMPO, refused, wmpo
@@ -148,3 +150,36 @@ def test_damaged_files_are_named(finished: Path, tmp_path: Path, victim: str, st
         if done.stem in ("tokenizer", "world-model", stage):
             done.unlink()
     assert path.name in refused(stage, "tiny", cwd=tmp_path)
+
+
+def comparable(results: dict[str, Any]) -> dict[str, Any]:
+    """Everything that does not depend on the clock."""
+    kept = {k: v for k, v in results.items() if k not in ("seconds", "throughput", "commit")}
+    kept["real_episodes"] = {k: v for k, v in kept["real_episodes"].items() if k != "played_again"}
+    return kept
+
+
+@pytest.mark.timeout(240)
+def test_killed_at_any_stage_it_resumes_to_the_same_numbers(finished: Path, tmp_path: Path) -> None:
+    """``kill -9``: the same command goes on and ends with the same numbers."""
+    folder = tmp_path / "runs/tiny"
+    signs = (
+        "data/collected/meta/info.json", "unfinished/world-model.safetensors", "round-2/unfinished/improve.safetensors",
+    )  # fmt: skip
+    for sign in signs:
+        process = subprocess.Popen(
+            [*WMPO, "run", "tiny"],
+            cwd=tmp_path,
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        while process.poll() is None and not (folder / sign).exists():
+            time.sleep(0.02)
+        assert process.poll() is None, f"the run ended before {sign} appeared"
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    done = wmpo("run", "tiny", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    first, again = (json.loads((path / "results.json").read_text()) for path in (finished, folder))
+    assert comparable(first) == comparable(again)
