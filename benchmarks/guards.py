@@ -47,7 +47,7 @@ def again(run: Path, guard: str, scratch: Path) -> dict[str, Any]:
     settings |= {key: value for key, value in GUARDS[guard].items() if key != "guards"}
     write_json(copy / "config.json", config)
     with existing_job(copy) as job:
-        job.round = job.experiment.num_rounds
+        job.quiet, job.round = False, job.experiment.num_rounds
         for stage in ("improve", "evaluate"):
             (job.place(stage).path / "stages" / f"{stage}.json").unlink()
         improve(job)

@@ -56,6 +56,7 @@ def measure(run: Path, *, failures: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=run.parent) as scratch:
         place = one_round(run, Path(scratch))
         with existing_job(place.path) as job:
+            job.quiet = False
             dreamer = job if failures else SuccessesOnly(place, job.experiment, job.seed)
             stages.tokenizer(dreamer)
             stages.world_model(dreamer)
