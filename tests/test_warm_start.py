@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -37,7 +38,12 @@ def test_a_warm_start_clones_real_successes_that_are_not_held_out(job: Job, monk
     job.experiment = replace(job.experiment, improve=replace(job.experiment.improve, warm_start=True))
     seen: list[Episode] = []
     clone = learn.clone
-    monkeypatch.setattr(learn, "clone", lambda policy, episodes, *a, **k: (seen.extend(episodes), clone(policy, episodes, *a, **k)))  # fmt: skip  # noqa: E501
+
+    def watched(policy: SmallPolicy, episodes: list[Episode], *args: Any, **settings: Any) -> None:
+        seen.extend(episodes)
+        clone(policy, episodes, *args, **settings)
+
+    monkeypatch.setattr(learn, "clone", watched)
     warm, before = first(job), learn.policy_of(job, 2)
     assert not all(torch.equal(a, b) for a, b in zip(warm.parameters(), before.parameters(), strict=True))
     allowed = {episode.start for episode in job.collected()[0] if episode.success}

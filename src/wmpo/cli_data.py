@@ -89,8 +89,8 @@ class Export:
     "Real episodes of the policies, of the expert, or episodes that the improved policy only dreams."
     num_episodes: int = 32
     "Imagined episodes; they begin where collected ones began, in turn."
-    temperature: float = 0.5
-    "Sampling temperature of imagined episodes; 0 is greedy."
+    temperature: float | None = None
+    "Sampling temperature of imagined episodes; 0 is greedy, and without one it is that of the run's imagination."
 
 
 def main(args: list[str]) -> None:
@@ -170,7 +170,7 @@ def _write_sheet(found: Overview, path: Path) -> None:
 
 
 def _export(settings: Export) -> None:
-    if settings.num_episodes < 1 or not 0 <= settings.temperature < 100:
+    if settings.num_episodes < 1 or not 0 <= (settings.temperature or 0) < 100:
         raise ValueError(
             f"--num-episodes must be at least 1, not {settings.num_episodes}, and --temperature in 0..100, "
             f"not {settings.temperature}"

@@ -234,8 +234,9 @@ def _belief(run: Run) -> str:
         return ""
     collected = [done["collect"]["success"] for done in run.rounds[:1] if "success" in done.get("collect", {})]
     audited = [a["real"] for a in run.audits if a["iteration"] == run.part("kept_iteration", "improve")]
+    improved = collected if run.results.get("handed_in") == "base" else audited
     rows = []
-    for name, found in (("base", collected), ("improved", audited)):
+    for name, found in (("base", collected), ("improved", improved)):
         real = found[-1] if found else None
         off = signed((imagined[name] - real) * 100) if real is not None else "–"
         rows.append([f"{name} policy", percent(imagined[name]), percent(real), off])

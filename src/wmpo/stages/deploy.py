@@ -14,7 +14,7 @@ from wmpo.nn import autocast
 from wmpo.policy.small import SmallPolicy
 from wmpo.stages import models
 from wmpo.stages.job import existing_job
-from wmpo.stages.rounds import last_round
+from wmpo.stages.rounds import handed_in, last_round
 from wmpo.types import Observation
 
 
@@ -61,10 +61,10 @@ def load_policy(path: str | Path) -> LoadedPolicy:
     place = Path(path)
     if place.is_dir():
         job = existing_job(place)
-        if not (number := last_round(job)):
+        if not last_round(job):
             raise ValueError(
                 f"{place} has no improved policy yet; finish improve, or name models/base.safetensors in it"
             )
-        handed_in = (job.root.summary("evaluate") or {}).get("handed_in")
-        place = job.root.model("base") if handed_in == "base" else job.folder_of(number).model("improved")
+        folder, name = handed_in(job)
+        place = folder.model(name)
     return LoadedPolicy(*models.open_policy(place))

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from wmpo.checkpoint import read_json, write_json
 from wmpo.data.episode import Episode
 from wmpo.data.splits import simulator_starts, start_seeds
 from wmpo.envs.disrupt import NONE, Disruption, Push
@@ -19,8 +18,10 @@ from wmpo.policy.small import SmallPolicy
 from wmpo.report.run import StageLog
 from wmpo.report.video import side_by_side, write_video
 from wmpo.stages.job import Job, finish, require
+from wmpo.stages.measure import played_once
 from wmpo.stages.models import load_policy
 from wmpo.stages.record import play
+from wmpo.stages.rounds import handed_in
 
 FIRST_START = 20_000
 """Of the validation starts: those before choose decodings, audit and measure fidelity."""
@@ -68,13 +69,10 @@ def disruptions(job: Job) -> None:
 
 def contestants(job: Job) -> list[Contestant]:
     """The base policy and the one that ``evaluate`` handed in; one only, where that is the base policy too."""
-    evaluated = job.root.summary("evaluate") or {}
-    # runs of before evaluate could hand in the base policy do not say which one it was
-    names = ("base",) if evaluated.get("handed_in") == "base" else ("base", "improved")
-    places = {"base": job.root, "improved": job.folder}
+    evaluated, (folder, chosen) = job.root.summary("evaluate") or {}, handed_in(job)
     return [
-        Contestant(name, load_policy(places[name], name), _temperature(job, evaluated[name]["best"]["decoding"]))
-        for name in names
+        Contestant(name, load_policy(place, name), _temperature(job, evaluated[name]["best"]["decoding"]))
+        for name, place in ({"base": job.root} | {chosen: folder}).items()
     ]
 
 
@@ -83,22 +81,17 @@ def _temperature(job: Job, chosen: str) -> float:
 
 
 def _played(job: Job, log: StageLog, who: Contestant, disruption: Disruption, push: Push | None) -> Outcomes:
-    """Episodes that an interrupted stage played already are not played again."""
     count, label = job.experiment.disruptions.num_starts, push.label if push else disruption.label
-    path, key = job.root.path / "unfinished" / "disruptions.json", f"{who.name} {label} {count}"
-    played = read_json(path) if path.exists() else {}
-    if key not in played:
+
+    def play_disrupted() -> Outcomes:
         purpose = Purpose("disruptions", who.name, who.temperature, job.seed)
         env = job.real_env(purpose, frame_stride=job.experiment.policy.chunk_size)
         seeds = start_seeds("validation", job.seed, FIRST_START, count)
         starts = simulator_starts(seeds, job.experiment.env.instruction())
         with env.disrupted(disruption, push):
-            outcomes = play_starts(env, who.policy, starts, who.temperature, seed=job.seed)
-        played[key] = [outcomes.success.tolist(), outcomes.num_steps.tolist()]
-        write_json(path, played)
-        log.keep_time()
-    success, num_steps = (np.array(column) for column in played[key])
-    return Outcomes(success=success, num_steps=num_steps, temperature=who.temperature)
+            return play_starts(env, who.policy, starts, who.temperature, seed=job.seed)
+
+    return played_once(job, log, f"{who.name} {label} {count}", who.temperature, play_disrupted)
 
 
 def _row(disruption: Disruption, pair: Pair) -> dict[str, Any]:

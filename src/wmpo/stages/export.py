@@ -35,13 +35,13 @@ class Exported:
     num_solved: int
 
 
-def export(run: Path, target: Path, what: What, *, num_episodes: int, temperature: float) -> Exported:
+def export(run: Path, target: Path, what: What, *, num_episodes: int, temperature: float | None) -> Exported:
     """Writes the episodes as the new LeRobot v3.0 dataset ``target``.
 
-    Real ones stay as they were recorded, bit for bit, of all rounds. Imagined ones begin where collected ones began;
-    the world model draws a frame every ``frame_stride`` actions, and the last one is held in between. They are marked
-    in ``meta/origin.json`` and as policy "improved, imagined". Raises ValueError when the run does not have them yet or
-    the target exists.
+    Real ones stay as they were recorded, bit for bit, of all rounds. Imagined ones begin where collected ones began,
+    sampled as in training unless there is a ``temperature``; the world model draws a frame every ``frame_stride``
+    actions, and the last one is held in between. They are marked in ``meta/origin.json`` and as policy "improved,
+    imagined". Raises ValueError when the run does not have them yet or the target exists.
     """
     job = existing_job(run)
     number = last_round(job)
@@ -51,6 +51,7 @@ def export(run: Path, target: Path, what: What, *, num_episodes: int, temperatur
             raise ValueError(f"{run} has no improved policy yet; run the stages up to improve first: wmpo run")
         dream, policy = imagined_env(job, number), policy_of(job, number + 1)
         stride = dream.world_model.frame_stride
+        temperature = job.experiment.improve.temperature if temperature is None else temperature
         origin |= {"round": number, "temperature": temperature, "frame_stride": stride}
         episodes = _imagined(job, dream, policy, num_episodes, temperature)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -102,13 +103,22 @@ def play_once(
     count: int,
     temperature: float,
 ) -> Outcomes:
-    """Episodes that an interrupted stage played already are not played again."""
-    path, key = job.root.path / "unfinished" / f"{log.stage}.json", f"{split} {name} {temperature}"
-    played = read_json(path) if path.exists() else {}
-    if key not in played:
+    """One episode from each of the first starts of a split."""
+
+    def play_split() -> Outcomes:
         env.purpose = Purpose(split, name, temperature, job.seed)
         starts = simulator_starts(start_seeds(split, job.seed, 0, count), job.experiment.env.instruction())
-        outcomes = play_starts(env, policy, starts, temperature, seed=job.seed)
+        return play_starts(env, policy, starts, temperature, seed=job.seed)
+
+    return played_once(job, log, f"{split} {name} {temperature}", temperature, play_split)
+
+
+def played_once(job: Job, log: StageLog, key: str, temperature: float, play: Callable[[], Outcomes]) -> Outcomes:
+    """Episodes that an interrupted stage played already are not played again."""
+    path = job.root.path / "unfinished" / f"{log.stage}.json"
+    played = read_json(path) if path.exists() else {}
+    if key not in played:
+        outcomes = play()
         played[key] = [outcomes.success.tolist(), outcomes.num_steps.tolist()]
         write_json(path, played)
         log.keep_time()

@@ -13,6 +13,7 @@ from wmpo.envs.imagined import ImaginedEnv
 from wmpo.evaluation.audit import fallen, judge, warning
 from wmpo.evaluation.statistics import Rates
 from wmpo.policy.small import SmallPolicy
+from wmpo.report.run import RunFolder
 from wmpo.stages import models
 from wmpo.stages.job import Job
 
@@ -26,6 +27,14 @@ def last_round(job: Job) -> int:
     """The last round whose policy, world model and classifier are complete; 0 when there is none yet."""
     done = [n for n in range(1, job.experiment.num_rounds + 1) if job.folder_of(n).summary("improve") is not None]
     return max(done, default=0)
+
+
+def handed_in(job: Job) -> tuple[RunFolder, str]:
+    """Folder and name of the policy that ``evaluate`` handed in; before that, the one that the last complete round
+    improved."""
+    if (job.root.summary("evaluate") or {}).get("handed_in") == "base":
+        return job.root, "base"
+    return job.folder_of(last_round(job)), "improved"
 
 
 def collected_datasets(job: Job) -> list[Path]:
