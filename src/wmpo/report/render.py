@@ -98,7 +98,7 @@ def _learning(run: Run) -> str:
     unfinished = "" if "improve" in run.stages else _missing(run, "improve")
     if not rows:
         return unfinished + more
-    base = run.results.get("base", {}).get("sampled", {}).get("success")
+    base = _collected(run)
     curve = plots.learning(rows, run.audits, base, run.part("kept_iteration", "improve"), _ends(run))
     health = plots.panels({title: plots.column(rows, "iteration", key) for key, title in HEALTH.items()}, "Health", 6)
     lead = (
@@ -227,17 +227,21 @@ def _replays(run: Run) -> str:
     return strip + pairs
 
 
+def _collected(run: Run) -> float | None:
+    """Real success of the base policy at the temperature of imagination: that of the first round's episodes."""
+    return run.rounds[0].get("collect", {}).get("success") if run.rounds else None
+
+
 def _belief(run: Run) -> str:
     """What imagination thinks of both policies, against what they really do."""
     imagined = run.results.get("imagined")
     if not imagined:
         return ""
-    collected = [done["collect"]["success"] for done in run.rounds[:1] if "success" in done.get("collect", {})]
+    collected = _collected(run)
     audited = [a["real"] for a in run.audits if a["iteration"] == run.part("kept_iteration", "improve")]
-    improved = collected if run.results.get("handed_in") == "base" else audited
+    improved = collected if run.results.get("handed_in") == "base" else audited[-1] if audited else None
     rows = []
-    for name, found in (("base", collected), ("improved", improved)):
-        real = found[-1] if found else None
+    for name, real in (("base", collected), ("improved", improved)):
         off = signed((imagined[name] - real) * 100) if real is not None else "–"
         rows.append([f"{name} policy", percent(imagined[name]), percent(real), off])
     note = (
