@@ -25,7 +25,7 @@ def refused(*args: str | Path, cwd: Path) -> str:
     In this process: to start one takes seconds, most of which are imports.
     """
     said = io.StringIO()
-    with contextlib.chdir(cwd), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+    with contextlib.chdir(cwd), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):  # noqa: SIM117
         with pytest.raises(SystemExit) as ended:
             main([*map(str, args)])
     assert ended.value.code == 2, said.getvalue()

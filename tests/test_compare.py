@@ -100,6 +100,7 @@ def test_different_numbers_of_starts_are_refused() -> None:
         (["--budgets", "3"], "--budgets 3 is less than one group of 4 siblings"),
         (["--tasks", "coffee-buton-v3"], "coffee-button-v3"),
         (["--env.task", "door-open-v3"], "--env.task differs between the runs of a comparison; use --tasks"),
+        (["--clone.no-enabled"], "use --methods wmpo-rft"),
         (["--seeds", "0"], "--seeds is how many seeds to run"),
         (["--budgets", "8"], "collect.num_held_out 8"),
         (["--show"], "holds no comparison; run: wmpo compare tiny"),
@@ -159,7 +160,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     process.communicate()
     done = subprocess.run(COMMAND, cwd=place, capture_output=True, text=True, timeout=150)
     assert done.returncode == 0, done.stderr
-    assert "2/6 done" in done.stderr and "minutes left" in done.stderr
+    assert "3/7 done" in done.stderr and "minutes left" in done.stderr
     assert done.stdout.strip() == (folder / "comparison.md").read_text().strip()
     return folder
 
@@ -225,3 +226,4 @@ def test_budgets_share_the_base_policy() -> None:
     )
     assert plan.at("b", 18).collect.num_episodes == 18 and plan.at("b").collect == recipe("tiny").collect
     assert plan.at("b", 18).env.task == "b"
+    assert [plan.at("b", 18, method).clone.enabled for method in ("wmpo", "wmpo-rft")] == [False, True]

@@ -27,6 +27,7 @@ ABOUT = {
     "collect": "play real episodes with the policy as it is, P over all rounds",
     "world-model": "learn to imagine: tokenizer and video model",
     "reward": "learn to recognise success, and calibrate it",
+    "clone": "before imagination, clone what the policy's real episodes solved",
     "improve": "GRPO in imagination, watched by audits",
     "evaluate": "base against improved policy on the same real test starts",
     "report": "write report.html from the run's folder",
@@ -187,8 +188,9 @@ def _settings(command: str, name: str, rest: list[str]) -> Settings:
 
 def _compare(name: str, rest: list[str]) -> None:
     """Recipe, then what was asked for last in that folder, then the command line."""
-    for flag, instead in (("--env.task", "--tasks"), ("--collect.num-episodes", "--budgets")):
-        if _peek(rest, flag) is not None:
+    decided = ("--env.task", "--tasks"), ("--collect.num-episodes", "--budgets"), ("--clone.", "--methods wmpo-rft")
+    for flag, instead in decided:
+        if any(arg.startswith(flag) for arg in rest):
             raise ValueError(f"{flag} differs between the runs of a comparison; use {instead}")
     default = Comparison(experiment=recipe(name))
     saved = compare.saved_plan(Path(_peek(rest, "--runs") or default.runs) / (_peek(rest, "--name") or default.name))

@@ -16,7 +16,7 @@ from wmpo.reward.small import SmallRewardConfig
 from wmpo.train.dpo import DPOConfig
 from wmpo.train.fit import FitConfig
 from wmpo.train.reward import RewardTraining
-from wmpo.train.sft import RFTConfig, SFTConfig
+from wmpo.train.sft import CloneConfig, RFTConfig, SFTConfig
 from wmpo.train.tokenizer import TokenizerTraining
 from wmpo.train.wmpo import ImproveConfig
 from wmpo.train.world_model import WorldModelTraining
@@ -65,7 +65,7 @@ class EvaluateConfig:
     "Validation starts on which each policy's best decoding is chosen, and the policy to hand in."
     temperatures: tuple[float, ...] = (0.0, 0.5)
     "Decodings to choose from; 0 is greedy."
-    num_throughput: int = 64
+    num_throughput: int = 32
     "Episodes for the comparison of simulated with imagined speed."
     num_videos: int = 6
     "Test starts shown before and after."
@@ -173,7 +173,7 @@ class Experiment:
     num_workers: int = 0
     "Simulator processes; 0: one per core."
     num_rounds: int = 3
-    "Times that collect, world-model, reward and improve follow each other; the budget P is divided among them."
+    "Times that collect, world-model, reward, clone and improve follow each other; the budget P is divided among them."
     demos: DemosConfig = field(default_factory=DemosConfig)
     policy: SmallPolicyConfig = field(default_factory=SmallPolicyConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)
@@ -184,6 +184,7 @@ class Experiment:
     world_model_training: WorldModelTraining = field(default_factory=WorldModelTraining)
     reward: SmallRewardConfig = field(default_factory=SmallRewardConfig)
     reward_training: RewardTraining = field(default_factory=RewardTraining)
+    clone: CloneConfig = field(default_factory=CloneConfig)
     improve: ImproveConfig = field(default_factory=ImproveConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     fidelity: FidelityConfig = field(default_factory=FidelityConfig)

@@ -23,7 +23,7 @@ from wmpo.rollout.groups import GroupConfig
 from wmpo.train.dpo import DPOConfig
 from wmpo.train.fit import FitConfig
 from wmpo.train.reward import RewardTraining
-from wmpo.train.sft import RFTConfig, SFTConfig
+from wmpo.train.sft import CloneConfig, RFTConfig, SFTConfig
 from wmpo.train.tokenizer import TokenizerTraining
 from wmpo.train.wmpo import ImproveConfig
 from wmpo.train.world_model import WorldModelTraining
@@ -55,6 +55,7 @@ def tiny() -> Experiment:
         ),
         reward=SmallRewardConfig(channels=8),
         reward_training=RewardTraining(fit=dataclasses.replace(fit, num_steps=60, batch_size=16), num_replays=1),
+        clone=CloneConfig(sft=SFTConfig(fit=dataclasses.replace(fit, batch_size=16))),
         improve=ImproveConfig(
             num_iterations=2,
             temperature=1.0,

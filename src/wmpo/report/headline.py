@@ -65,8 +65,8 @@ def verdict(results: Mapping[str, Any]) -> tuple[str, str]:
             f"No improvement: of {solved['n']} validation starts the policy from imagination solves "
             f"{solved['improved']}, the base policy {solved['base']}. So the base policy is handed in."
         )
-    warm = results.get("config", {}).get("improve", {}).get("warm_start")  # then iteration 0 has been cloned already
-    if results.get("kept_iteration") == 0 and not warm:
+    cloned = results.get("config", {}).get("clone", {}).get("enabled")  # then iteration 0 has learned something already
+    if results.get("kept_iteration") == 0 and not cloned:
         return "unsure", (
             "No improvement: no policy trained in imagination did better than the base policy in the real audits, so "
             "the base policy was kept."

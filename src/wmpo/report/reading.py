@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-REPEATED = ("collect", "world-model", "reward", "improve")  # the stages of a round
-STAGES = ("demos", "sft", "collect", "tokenizer", "world-model", "reward", "improve", "evaluate")
+REPEATED = ("collect", "world-model", "reward", "clone", "improve")  # the stages of a round
+STAGES = ("demos", "sft", "collect", "tokenizer", "world-model", "reward", "clone", "improve", "evaluate")
 COMMAND = {"tokenizer": "world-model"}  # stages that are made by another one's command
 
 

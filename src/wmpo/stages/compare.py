@@ -1,7 +1,8 @@
 """``wmpo compare``: every method on the same tasks, seeds, budgets and test starts; what is there is not run again.
 
-``runs/NAME/TASK/seedS/base`` holds what no budget changes (demonstrations, base policy, its tests), and
-``runs/NAME/TASK/seedS/P128`` a whole run of WMPO at that budget, with the other methods beside it.
+``runs/NAME/TASK/seedS/base`` holds what no budget changes (demonstrations, base policy, its tests),
+``runs/NAME/TASK/seedS/P128`` a whole run of WMPO at that budget, with the other methods beside it, and
+``runs/NAME/TASK/seedS/P128-rft`` one with filtered cloning before each round's imagination.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ def wmpo(job: Job) -> None:
 _EPISODES = (("collect", record.collect), ("base-more", baselines.more))
 METHODS: dict[str, Method] = {
     "wmpo": Method(wmpo),
+    "wmpo-rft": Method(wmpo),
     "grpo-real": Method(baselines.grpo_real),
     "dpo": Method(baselines.dpo, _EPISODES),
     "rft": Method(baselines.rft, _EPISODES),
@@ -70,9 +72,10 @@ class Plan:
     budgets: tuple[int, ...]
     num_seeds: int
 
-    def at(self, task: str, budget: int | None = None) -> Experiment:
+    def at(self, task: str, budget: int | None = None, method: str = BASE) -> Experiment:
         """The experiment of one run; None: with the recipe's budget, on which nothing of the base policy depends."""
-        experiment = replace(self.experiment, env=replace(self.experiment.env, task=task))
+        clone = replace(self.experiment.clone, enabled=method == "wmpo-rft")
+        experiment = replace(self.experiment, env=replace(self.experiment.env, task=task), clone=clone)
         if budget is None:
             return experiment
         return replace(experiment, collect=replace(experiment.collect, num_episodes=budget))
@@ -151,7 +154,11 @@ class Step:
     method: str
 
     def folder(self, path: Path) -> Path:
-        return path / self.task / f"seed{self.seed}" / (BASE if self.budget is None else f"P{self.budget}")
+        own = "-rft" if self.method == "wmpo-rft" else ""
+        return path / self.task / f"seed{self.seed}" / (BASE if self.budget is None else f"P{self.budget}{own}")
+
+    def experiment(self, plan: Plan) -> Experiment:
+        return plan.at(self.task, self.budget, self.method)
 
     def __str__(self) -> str:
         return f"{self.task} seed {self.seed} " + (BASE if self.budget is None else f"P = {self.budget} {self.method}")
@@ -198,11 +205,11 @@ def run(plan: Plan, path: Path, *, quiet: bool = False) -> list[str]:
     plan.save(path)
     watch = _Watch(list(steps_of(plan)), path)
     for step in watch.steps:  # before hours are spent
-        check_folder(step.folder(path), plan.recipe, plan.at(step.task, step.budget), step.seed)
+        check_folder(step.folder(path), plan.recipe, step.experiment(plan), step.seed)
     failed: list[str] = []
     for place, steps in groupby(watch.missing(), key=lambda step: step.folder(path)):
         first, *others = steps
-        with open_job(place, plan.recipe, plan.at(first.task, first.budget), first.seed, quiet=quiet) as job:
+        with open_job(place, plan.recipe, first.experiment(plan), first.seed, quiet=quiet) as job:
             for step in (first, *others):
                 begun = time.monotonic()
                 watch.announce(step)
@@ -223,17 +230,19 @@ def _take(job: Job, step: Step, path: Path) -> None:
         trial(job, BASE)
         return
     adopt(job, Step(step.task, step.seed, None, BASE).folder(path))
+    if step.method == "wmpo-rft":
+        adopt_first_round(job, replace(step, method="wmpo").folder(path))
     method, job.round = METHODS[step.method], 1
     for name, stage in method.needs:
         once(job, name, stage)
-    if step.method == "wmpo":
+    if method.train is wmpo:
         method.train(job)
     else:
         once(job, step.method, method.train)
     trial(job, step.method)
 
 
-ADOPTED = ("demos", "sft", "base-audit")
+ADOPTED = ("demos", "sft", "base-audit", f"{BASE}-test")
 """Stages that are made once for all budgets."""
 
 
@@ -248,11 +257,31 @@ def adopt(job: Job, base: Path) -> None:
     if not all(RunFolder(base).summary(stage) for stage in ADOPTED):
         raise ValueError(f"the base policy in {base} is not complete; what stopped it is said above")
     shutil.copytree(base / "data", root / "data", dirs_exist_ok=True)
-    for file in ("models/base.safetensors", "metrics/sft.jsonl"):
-        (root / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(base / file, root / file)
-    copied = [row for row in Ledger(base / "ledger.jsonl").unique() if row["purpose"] in ("demonstrations", "audit")]
-    have = Ledger(job.root.ledger).unique()
-    Ledger(job.root.ledger).record([row for row in copied if row not in have])
-    for stage in ADOPTED:
-        write_json(root / "stages" / f"{stage}.json", read_json(base / "stages" / f"{stage}.json"))
+    _copy(base, root, ADOPTED, ("models/base.safetensors", "metrics/sft.jsonl"), ("demonstrations", "audit"))
+
+
+FIRST_ROUND = ("collect", "tokenizer", "world-model", "reward")
+"""Stages of the first round on which it does not depend whether successes are cloned."""
+
+
+def adopt_first_round(job: Job, other: Path) -> None:
+    """Copies the first round's episodes and dream of another run with the same budget, where they are complete."""
+    if job.root.summary("reward") or not all(RunFolder(other).summary(stage) for stage in FIRST_ROUND):
+        return
+    shutil.copytree(other / "data/collected", job.root.path / "data/collected", dirs_exist_ok=True)
+    models = ("tokenizer", "world_model", "reward")
+    files = (*(f"models/{name}.safetensors" for name in models), "metrics/world-model.jsonl", "metrics/reward.jsonl")
+    _copy(other, job.root.path, FIRST_ROUND, files, ("collection",))
+
+
+def _copy(source: Path, target: Path, stages: Sequence[str], files: Sequence[str], purposes: Sequence[str]) -> None:
+    """Files, then the base policy's episodes in the ledger, then what says that stages are complete."""
+    for file in files:
+        (target / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / file, target / file)
+    ledger = Ledger(target / "ledger.jsonl")
+    have = ledger.unique()
+    copied = [row for row in Ledger(source / "ledger.jsonl").unique() if row["purpose"] in purposes]
+    ledger.record([row for row in copied if row not in have and row["policy"] in ("expert", BASE)])
+    for stage in stages:
+        write_json(target / "stages" / f"{stage}.json", read_json(source / "stages" / f"{stage}.json"))

@@ -24,7 +24,7 @@ from wmpo.envs.simulated import Purpose, SimulatedEnv
 from wmpo.envs.workspace import Workspace
 from wmpo.report.run import RunFolder, StageLog
 
-REPEATED = ("collect", "world-model", "reward", "improve")
+REPEATED = ("collect", "world-model", "reward", "clone", "improve")
 """The stages of a round."""
 
 

@@ -17,14 +17,13 @@ from wmpo.execution.local import LocalSampler
 from wmpo.policy.codec import ActionCodec
 from wmpo.policy.small import SmallPolicy
 from wmpo.protocols import Policy
-from wmpo.report.run import StageLog
 from wmpo.rl.grpo import GRPOLearner
 from wmpo.stages import models
 from wmpo.stages.guards import guarded_env, starts_to_improve
 from wmpo.stages.job import Job, finish, require
 from wmpo.stages.pretrain import load_pretrained, pretrained_path
 from wmpo.stages.record import play
-from wmpo.stages.rounds import counted_on, policy_of
+from wmpo.stages.rounds import begins_with, counted_on, policy_of
 from wmpo.train.reward import calibrate, real_videos, replayed_videos, train_reward
 from wmpo.train.sft import clone
 from wmpo.train.tokenizer import train_tokenizer
@@ -155,19 +154,35 @@ def reward(job: Job) -> None:
     finish(log, measured, figures)
 
 
+def clone_successes(job: Job) -> None:
+    """Filtered cloning of the real successes so far, held-out ones left aside, and of the demonstrations: the policy
+    with which the round's imagination begins. Without it imagination moves a policy from some starts to others."""
+    require(job, "clone", "collect")
+    log, config, policy = job.log("clone"), job.experiment.clone, policy_of(job, begins_with(job))
+    if not config.enabled:
+        finish(log, {"successes": 0}, "switched off (--clone.enabled)")
+        return
+    solved = [episode.until_solved() for episode in job.collected()[0] if episode.success]
+    clone(
+        policy, [*job.demonstrations(), *solved], config.sft,
+        seed=job.noise_seed, checkpoint=job.folder.checkpoint("clone"), log=log,
+    )  # fmt: skip
+    models.save_policy(job.folder, "cloned", policy, job.experiment.env.instruction())
+    finish(log, {"successes": len(solved)}, f"cloned {len(solved)} real successes and the demonstrations")
+
+
 def improve(job: Job) -> None:
     """GRPO on imagined episodes that begin where collected ones began; in the last round audits with real ones from
     held-out starts, before that the next round's episodes are the audit."""
-    require(job, "improve", "reward")
+    require(job, "improve", "reward", "clone")
     log, experiment, folder = job.log("improve"), job.experiment, job.folder
     config, (learn, held_out) = experiment.improve, map(job.executed, job.collected())
     if job.round < experiment.num_rounds:
         config = replace(config, audit=replace(config.audit, max_episodes=0))
-    begins_with = (folder.summary("collect") or {}).get("begins_with", job.round)
-    (dream, guards), policy = guarded_env(job, held_out), first_policy(job, begins_with, log)
+    (dream, guards), policy = guarded_env(job, held_out), first_policy(job)
     real = job.real_env(Purpose("audit", ""), frame_stride=1)
     summary = train_in_imagination(
-        LocalSampler(dream, policy_of(job, begins_with)),  # it gets the learner's weights
+        LocalSampler(dream, first_policy(job)),  # it gets the learner's weights
         GRPOLearner(policy, config.grpo, temperature=config.temperature),
         starts_to_improve(job, learn),
         config,
@@ -178,27 +193,18 @@ def improve(job: Job) -> None:
         begun=job.round > 1,
     )
     models.save_policy(folder, "improved", policy, experiment.env.instruction())
-    summary = counted_on(job, summary, begins_with) | ({"guards": guards} if guards else {})
+    summary = counted_on(job, summary, begins_with(job)) | ({"guards": guards} if guards else {})
     for name, worth in guards.items():
         dropped = f"{worth['dropped']} of {worth['n']} held-out replays, {worth['rightly']} rightly"
         log.note(f"guard {name}: would have dropped {dropped}")
     finish(log, summary, f"kept the policy of iteration {summary['kept_iteration']}; {summary['stopped']}")
 
 
-def first_policy(job: Job, begins_with: int, log: StageLog) -> SmallPolicy:
-    """The round's policy or, if asked for, that after filtered cloning of what real episodes have shown so far."""
-    policy, config = policy_of(job, begins_with), job.experiment.improve
-    if not config.warm_start:
-        return policy
-    if not job.folder.model("warm").exists():
-        solved = [episode.until_solved() for episode in job.collected()[0] if episode.success]
-        log.note(f"warm start: {len(solved)} real successes and the demonstrations are cloned")
-        clone(
-            policy, [*job.demonstrations(), *solved], job.experiment.baselines.rft.sft,
-            seed=job.noise_seed, checkpoint=job.folder.checkpoint("improve-warm"), log=log,
-        )  # fmt: skip
-        models.save_policy(job.folder, "warm", policy, job.experiment.env.instruction())
-    return models.load_policy(job.folder, "warm")
+def first_policy(job: Job) -> SmallPolicy:
+    """The policy with which the round's imagination begins."""
+    if job.experiment.clone.enabled:
+        return models.load_policy(job.folder, "cloned")
+    return policy_of(job, begins_with(job))
 
 
 def _auditor(job: Job, dream: ImaginedEnv, real: SimulatedEnv, held_out: list[Episode]) -> AuditPolicy:

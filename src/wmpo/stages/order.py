@@ -14,6 +14,7 @@ STAGES: dict[str, Callable[[Job], None]] = {
     "tokenizer": learn.tokenizer,
     "world-model": learn.world_model,
     "reward": learn.reward,
+    "clone": learn.clone_successes,
     "improve": learn.improve,
     "evaluate": measure.evaluate,
     "fidelity": fidelity.fidelity,

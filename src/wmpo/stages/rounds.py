@@ -23,6 +23,11 @@ def policy_of(job: Job, number: int) -> SmallPolicy:
     return models.load_policy(*((job.root, "base") if number == 1 else (job.folder_of(number - 1), "improved")))
 
 
+def begins_with(job: Job) -> int:
+    """The round whose beginning policy the present one improves further: its own unless real success had fallen."""
+    return int((job.folder.summary("collect") or {}).get("begins_with", job.round))
+
+
 def last_round(job: Job) -> int:
     """The last round whose policy, world model and classifier are complete; 0 when there is none yet."""
     done = [n for n in range(1, job.experiment.num_rounds + 1) if job.folder_of(n).summary("improve") is not None]
@@ -67,12 +72,12 @@ def look_back(job: Job, episodes: Sequence[Episode]) -> dict[str, Any]:
     earlier = [_count(job, number) for number in range(1, job.round)]
     better = fallen(earlier, (sum(found.solved), found.n))
     if better is None:
-        begins_with, verdict = job.round, f"the policy of round {job.round - 1}: training goes on"
+        chosen, verdict = job.round, f"the policy of round {job.round - 1}: training goes on"
     else:
         solved, played = earlier[better]
-        begins_with = better + 1
+        chosen = better + 1
         verdict = f"real success fell from {100 * solved / played:.0f} %: training goes on from the policy that had it"
-    return {"audit": asdict(replace(found, verdict=verdict)), "begins_with": begins_with}
+    return {"audit": asdict(replace(found, verdict=verdict)), "begins_with": chosen}
 
 
 def opening_audit(job: Job) -> dict[str, Any]:
@@ -94,7 +99,7 @@ def _count(job: Job, number: int) -> tuple[int, int]:
     return round(summary["success"] * summary["episodes"]), summary["episodes"]
 
 
-def counted_on(job: Job, summary: dict[str, Any], begins_with: int) -> dict[str, Any]:
+def counted_on(job: Job, summary: dict[str, Any], began_with: int) -> dict[str, Any]:
     """A round's summary of ``improve`` with iterations counted over the whole run and the round's opening audit.
 
     The audit of held-out episodes, with which a last round begins, is left out: several policies played them.
@@ -106,6 +111,6 @@ def counted_on(job: Job, summary: dict[str, Any], begins_with: int) -> dict[str,
     counted = {
         "audits": [opening_audit(job), *later],
         "iteration": done + summary["iteration"],
-        "kept_iteration": done + kept if kept else (begins_with - 1) * each,
+        "kept_iteration": done + kept if kept else (began_with - 1) * each,
     }
     return {key: value for key, value in summary.items() if key != "kept"} | counted

@@ -23,7 +23,7 @@ def tabulate(plan: Plan, path: Path) -> Path:
         if not file.exists():
             missing.append(str(step))
             continue
-        check_folder(step.folder(path), plan.recipe, plan.at(step.task, step.budget), step.seed)
+        check_folder(step.folder(path), plan.recipe, step.experiment(plan), step.seed)
         found[step] = read_json(file)
     _check_starts(found, path)
     references = [name for name in plan.methods if METHODS[name].reference]
@@ -74,6 +74,7 @@ def _raw(step: Step, summary: dict[str, Any], path: Path) -> dict[str, Any]:
         "method": step.method,
         "temperature": summary["temperature"],
         "validation": summary["validation"],
+        "handed_in": summary["handed_in"],
         "real_episodes": summary["real_episodes"],
         "first_start": summary["starts"][0],
         "success": "".join("01"[solved] for solved in summary["success"]),

@@ -31,6 +31,18 @@ class SFTConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CloneConfig:
+    """Before each round's imagination: the real successes so far and the demonstrations are cloned."""
+
+    enabled: bool = True
+    "Without it all that is learned after sft is learned in imagination, as in the paper."
+    sft: SFTConfig = field(
+        default_factory=lambda: SFTConfig(fit=FitConfig(num_steps=250, batch_size=32, learning_rate=6e-4))
+    )
+    "The cloning."
+
+
+@dataclass(frozen=True, kw_only=True)
 class RFTConfig:
     """Filtered cloning: of demonstrations and of the policy's own successes (as in RFT, arXiv 2308.01825)."""
 

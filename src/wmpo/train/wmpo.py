@@ -56,8 +56,6 @@ class ImproveConfig:
     "Real validation episodes that watch the dream."
     guards: GuardConfig = field(default_factory=GuardConfig)
     "Guards against what only the dream shows."
-    warm_start: bool = False
-    "Real successes so far and demonstrations are cloned first, as by baselines.rft: then not all is learned in dreams."
     share_noise: bool = False
     "Siblings share the world model's noise, so that only their actions tell them apart."
 
