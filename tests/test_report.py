@@ -19,7 +19,7 @@ from wmpo.report.reading import read_run
 from wmpo.report.render import render
 from wmpo.report.video import side_by_side, strip, write_video
 
-STAGES = ("demos", "sft", "collect", "tokenizer", "world-model", "reward", "improve", "evaluate")
+STAGES = ("demos", "sft", "collect", "tokenizer", "world-model", "reward", "clone", "improve", "evaluate")
 NASTY = "<script>alert('push & pull')</script>"
 
 
@@ -111,7 +111,8 @@ def write_second_round(path: Path) -> None:
     (path / "config.json").write_text(json.dumps(config))
     figures = {
         "collect": {"episodes": 42, "success": 0.625}, "world-model": {"ratio_last": 1.07},
-        "reward": {"real": {"f1": 0.91}, "imagined": {"j": 0.44}}, "improve": {"audits": [WARNED]},
+        "reward": {"real": {"f1": 0.91}, "imagined": {"j": 0.44}}, "clone": {"successes": 24},
+        "improve": {"audits": [WARNED]},
     }  # fmt: skip
     (path / "round-2/stages").mkdir(parents=True)
     for stage, summary in figures.items():
@@ -208,9 +209,9 @@ def test_rounds_are_told_apart_and_added_up(tmp_path: Path) -> None:
     run = write_run(tmp_path / "quickstart", stages=len(STAGES) - 1)
     write_second_round(run)
     page = rendered(run)
-    assert "13 of 13 stages" not in page.text["top"] and "11 of 12 stages" in page.text["top"]
+    assert "14 of 14 stages" not in page.text["top"] and "13 of 14 stages" in page.text["top"]
     assert page.text["audits"].count("may be chance") == 1 and page.text["audits"].count("align longer") == 1
-    for figure in ("42", "62.5 %", "1.07×", "0.91", "0.44"):
+    for figure in ("42", "62.5 %", "1.07×", "0.91", "0.44", "24"):
         assert figure in page.text["rounds"]
     read = read_run(run)
     assert [row["iteration"] for row in read.metrics["improve"]][-1] == 32
@@ -267,22 +268,22 @@ def test_ids_are_unique_and_a_second_rendering_is_the_same(finished: Path) -> No
 @pytest.mark.parametrize("stages", range(len(STAGES)))
 def test_an_unfinished_run_says_what_is_missing(tmp_path: Path, stages: int) -> None:
     page = rendered(write_run(tmp_path / "mine", stages=stages))
-    assert f"{stages} of 8 stages" in page.text["top"]
+    assert f"{stages} of 9 stages" in page.text["top"]
     command = STAGES[stages] if STAGES[stages] != "tokenizer" else "world-model"
     assert f"wmpo {command} quickstart --name mine" in page.text["top"]
     assert "wmpo evaluate quickstart --name mine" in page.text["results"]
-    assert ("wmpo improve quickstart" in page.text["learning"]) == (stages < 7)
+    assert ("wmpo improve quickstart" in page.text["learning"]) == (stages < 8)
     assert ("wmpo world-model quickstart" in page.text["dream"]) == (stages < 5)
 
 
 def test_an_empty_folder_and_no_folder(tmp_path: Path) -> None:
-    assert "0 of 8 stages" in rendered(tmp_path).text["top"]
+    assert "0 of 9 stages" in rendered(tmp_path).text["top"]
     with pytest.raises(ValueError, match="not the folder of a run"):
         render(tmp_path / "nowhere")
 
 
 def test_torn_and_repeated_lines_are_not_counted(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "quickstart", stages=7)
+    run = write_run(tmp_path / "quickstart", stages=8)
     for path in (run / "ledger.jsonl", run / "metrics" / "improve.jsonl"):
         text = path.read_text()
         again = text.splitlines()[-1] + "\n" if path.name == "ledger.jsonl" else ""

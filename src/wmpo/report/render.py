@@ -157,7 +157,7 @@ def _rounds(run: Run) -> str:
     rows = []
     each = run.setting("num_iterations") or 1
     for i, done in enumerate(run.rounds):
-        collected, model, reward = (done.get(stage, {}) for stage in ("collect", "world-model", "reward"))
+        collected, model, reward, clone = (done.get(s, {}) for s in ("collect", "world-model", "reward", "clone"))
         dreamt = [
             row["imagined_success"] for row in run.metrics["improve"] if i * each < row["iteration"] <= i * each + each
         ]
@@ -170,13 +170,14 @@ def _rounds(run: Run) -> str:
                 number(model.get("ratio_last"), 2, "×"),
                 number(reward.get("real", {}).get("f1"), 2),
                 number(reward.get("imagined", {}).get("j"), 2),
+                f"{clone.get('successes', page.MISSING)}",
                 " → ".join(percent(value) for value in (dreamt[0], dreamt[-1])) if dreamt else page.MISSING,
                 duration(sum(seconds)) if seconds else page.MISSING,
             ]
         )
     lead = (
         "A round collects real episodes with the policy as it is, goes on training the world model with them, trains "
-        "the classifier anew and lets the policy practise. So the dream is learned again where the policy now goes."
+        "the classifier anew, clones what was really solved so far and lets the policy practise. So the dream is learned again where the policy now goes."
     )
     note = "Success is that of the policy with which the round begins. Replays, F1 and J are of held-out episodes."
     head = [
@@ -186,6 +187,7 @@ def _rounds(run: Run) -> str:
         "replays, to tokenizer",
         "F1, real",
         "J, replays",
+        "cloned",
         "imagined success",
         "time",
     ]
