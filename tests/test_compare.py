@@ -18,11 +18,12 @@ import numpy as np
 import pytest
 
 from wmpo.cli import main
+from wmpo.cli_compare import Lifelong
 from wmpo.evaluation.compare import MEAN, Row, Trial, compare, estimate
 from wmpo.evaluation.statistics import paired_difference
 from wmpo.recipes import recipe
 from wmpo.report.comparison import table
-from wmpo.stages.compare import METHODS, Plan
+from wmpo.stages.compare import METHODS, Plan, steps_of
 from wmpo.stages.job import check_folder, open_job
 
 TASK, BUDGET = "coffee-button-v3", 18
@@ -227,3 +228,32 @@ def test_budgets_share_the_base_policy() -> None:
     assert plan.at("b", 18).collect.num_episodes == 18 and plan.at("b").collect == recipe("tiny").collect
     assert plan.at("b", 18).env.task == "b"
     assert [plan.at("b", 18, method).clone.enabled for method in ("wmpo", "wmpo-rft")] == [False, True]
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.slow
+def test_lifelong_adds_a_budget_in_every_round_and_tests_after_each(tmp_path: Path) -> None:
+    command = [*COMMAND[:3], "lifelong", "tiny", "--rounds", "2", "--seeds", "1", "--methods", "wmpo-rft", "dpo"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "runs/lifelong"
+    trials = json.loads((folder / "comparison.json").read_text())["trials"]
+    budgets = {(t["method"], t["budget"]): t["real_episodes"]["budget"] for t in trials}
+    assert budgets == {("base", 0): 0} | {(method, p): p for method in ("wmpo-rft", "dpo") for p in (16, 32)}
+    assert all(t["real_episodes"]["validation"] == 4 and t["real_episodes"]["test"] == 4 for t in trials)
+    run = folder / CELL / "lifelong-rft"
+    assert (run / "stages/wmpo-rft-test.json").exists() and (run / "round-2/stages/wmpo-rft-test.json").exists()
+    assert not list((run / "round-2/unfinished").iterdir())
+    rows = [json.loads(line) for line in (run / "ledger.jsonl").read_text().splitlines()]
+    collected = Counter(row["policy"] for row in rows if row["purpose"] == "collection")
+    assert collected == {"base": 16, "round 1": 16}
+
+
+def test_budgets_of_a_lifelong_comparison_are_sums_over_rounds() -> None:
+    plan = Lifelong(experiment=recipe("tiny"), rounds=3).plan("tiny")
+    assert plan.budgets == (16, 32, 48)
+    run, other = plan.at(TASK, 48, "wmpo"), plan.at(TASK, 48, "dpo")
+    assert run.num_rounds == 3 and run.collect.shares(3) == [(16, 8)] * 3 and run == plan.at(TASK, 16, "wmpo")
+    assert other.collect.num_episodes == 48 and not other.collect.every_round
+    (folder,) = {step.folder(Path()) for step in steps_of(plan) if step.seed == 0 and step.method == "wmpo-rft"}
+    assert folder == Path(CELL) / "lifelong-rft"

@@ -11,15 +11,14 @@ from typing import Annotated
 
 import tyro
 
-from wmpo import cli_data
+from wmpo import cli_compare, cli_data
+from wmpo.cli_compare import peek
 from wmpo.config import Experiment
 from wmpo.recipes import RECIPES, recipe
-from wmpo.report.comparison import write_comparison
 from wmpo.report.render import render
-from wmpo.stages import compare, pretrain
+from wmpo.stages import pretrain
 from wmpo.stages.job import Job, open_job, saved_experiment
 from wmpo.stages.order import order, run_missing, turn
-from wmpo.stages.tabulate import tabulate
 
 ABOUT = {
     "demos": "record the scripted expert",
@@ -35,6 +34,7 @@ ABOUT = {
     "fidelity": "how far the dream can be trusted: more measurements of a complete run; no part of run",
     "disruptions": "both policies with light, colours, camera or start changed, and after a push; no part of run",
     "compare": "WMPO and other methods on the same tasks, seeds, budgets and test starts: one table",
+    "lifelong": "P more real episodes in every round: success against all that was played, beside other methods",
     "pretrain": "remake the tokenizer and world model that runs begin with; no part of run",
     "data": "datasets in and out; see wmpo data --help",
 }
@@ -54,39 +54,6 @@ class Settings:
     debug: bool = False
     "Show the whole traceback of an error."
     experiment: Annotated[Experiment, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Experiment)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """Settings of a comparison."""
-
-    tasks: tuple[str, ...] = ()
-    "Tasks; by default the recipe's."
-    methods: tuple[str, ...] = tuple(compare.METHODS)
-    "Methods beside the base policy."
-    budgets: tuple[int, ...] = ()
-    "Budgets P of real episodes; by default the recipe's."
-    seeds: int = 3
-    "How many seeds, from 0 on."
-    show: bool = False
-    "Print the table of what is there, and run nothing."
-    name: str = "compare"
-    "Folder of the comparison under --runs."
-    runs: Path = Path("runs")
-    "Where the folders of runs are."
-    debug: bool = False
-    "Show the whole traceback of an error."
-    experiment: Annotated[Experiment, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Experiment)
-
-    def plan(self, name: str) -> compare.Plan:
-        return compare.Plan(
-            recipe=name,
-            experiment=self.experiment,
-            tasks=self.tasks or (self.experiment.env.task,),
-            methods=self.methods,
-            budgets=self.budgets or (self.experiment.collect.num_episodes,),
-            num_seeds=self.seeds,
-        )
 
 
 def usage() -> str:
@@ -145,8 +112,8 @@ def _main(args: list[str]) -> None:
         near = difflib.get_close_matches(command, ABOUT, n=2, cutoff=0.4) or list(ABOUT)
         raise ValueError(f"unknown stage {command!r}; did you mean {' or '.join(near)}? See wmpo --help")
     name, rest = (rest[0], rest[1:]) if rest and not rest[0].startswith("-") else ("quickstart", rest)
-    if command == "compare":
-        _compare(name, rest)
+    if command in cli_compare.KINDS:
+        cli_compare.main(command, name, rest)
         return
     settings = _settings(command, name, rest)
     path = settings.runs / (settings.name or ("pretrained" if command == "pretrain" else name))
@@ -177,51 +144,13 @@ def _settings(command: str, name: str, rest: list[str]) -> Settings:
     """Recipe, then what the run's folder says, then the command line."""
     default = Settings(experiment=recipe(name))
     folder = "pretrained" if command == "pretrain" else name
-    where = _peek(rest, "--runs") or "runs", _peek(rest, "--name") or folder
+    where = peek(rest, "--runs") or "runs", peek(rest, "--name") or folder
     saved = saved_experiment(Path(where[0]) / where[1])
     if saved is not None:
         if saved[0] != name:
             raise ValueError(f"{Path(*where)} is a run of recipe {saved[0]!r}, not {name!r}; choose another --name")
         default = dataclasses.replace(default, experiment=saved[1], seed=saved[2])
     return tyro.cli(Settings, args=rest, default=default, prog=f"wmpo {command} {name}", description=usage())
-
-
-def _compare(name: str, rest: list[str]) -> None:
-    """Recipe, then what was asked for last in that folder, then the command line."""
-    decided = ("--env.task", "--tasks"), ("--collect.num-episodes", "--budgets"), ("--clone.", "--methods wmpo-rft")
-    for flag, instead in decided:
-        if any(arg.startswith(flag) for arg in rest):
-            raise ValueError(f"{flag} differs between the runs of a comparison; use {instead}")
-    default = Comparison(experiment=recipe(name))
-    saved = compare.saved_plan(Path(_peek(rest, "--runs") or default.runs) / (_peek(rest, "--name") or default.name))
-    if saved is not None and saved.recipe == name:
-        default = dataclasses.replace(
-            default, experiment=saved.experiment, seeds=saved.num_seeds,
-            tasks=saved.tasks, methods=saved.methods, budgets=saved.budgets,
-        )  # fmt: skip
-    settings = tyro.cli(Comparison, args=rest, default=default, prog=f"wmpo compare {name}")
-    plan, path = settings.plan(name), settings.runs / settings.name
-    failed: list[str] = []
-    if settings.show:
-        if saved is None:
-            raise ValueError(f"{path} holds no comparison; run: wmpo compare {name} --name {settings.name}")
-        plan.validate()
-        compare.check_comparison(path, plan)
-    else:
-        pretrain.check_pretrained(settings.experiment)
-        failed = compare.run(plan, path)
-    print(write_comparison(tabulate(plan, path)))
-    if failed:
-        raise ValueError(f"{len(failed)} could not be run: {'; '.join(failed)}")
-
-
-def _peek(args: list[str], flag: str) -> str | None:
-    for i, arg in enumerate(args):
-        if arg == flag and i + 1 < len(args):
-            return args[i + 1]
-        if arg.startswith(flag + "="):
-            return arg.split("=", 1)[1]
-    return None
 
 
 def _report(path: Path) -> None:

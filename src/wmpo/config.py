@@ -46,9 +46,13 @@ class CollectConfig:
     "Of these, the episodes that only measure: fidelity of the world model, threshold of the reward model."
     shard: int = 32
     "Episodes that are written at once; an interruption loses at most these."
+    every_round: bool = False
+    "Lifelong: num_episodes and num_held_out are those of each round, not of all together."
 
     def shares(self, num_rounds: int) -> list[tuple[int, int]]:
         """(episodes, of these held out) in each round: a double share first, then equal ones."""
+        if self.every_round:
+            return [(self.num_episodes, self.num_held_out)] * num_rounds
         rest = num_rounds - 1
         episodes, held_out = self.num_episodes // (num_rounds + 1), self.num_held_out // (num_rounds + 1)
         first = self.num_episodes - rest * episodes, self.num_held_out - rest * held_out

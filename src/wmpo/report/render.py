@@ -177,7 +177,8 @@ def _rounds(run: Run) -> str:
         )
     lead = (
         "A round collects real episodes with the policy as it is, goes on training the world model with them, trains "
-        "the classifier anew, clones what was really solved so far and lets the policy practise. So the dream is learned again where the policy now goes."
+        "the classifier anew, clones what was really solved so far and lets the policy practise. So the dream is "
+        "learned again where the policy now goes."
     )
     note = "Success is that of the policy with which the round begins. Replays, F1 and J are of held-out episodes."
     head = [

@@ -3,6 +3,9 @@
 ``runs/NAME/TASK/seedS/base`` holds what no budget changes (demonstrations, base policy, its tests),
 ``runs/NAME/TASK/seedS/P128`` a whole run of WMPO at that budget, with the other methods beside it, and
 ``runs/NAME/TASK/seedS/P128-rft`` one with filtered cloning before each round's imagination.
+
+``wmpo lifelong`` is the same with budgets P, 2 P, ...: WMPO gets them one after the other, in the rounds of one run
+(``lifelong`` or ``lifelong-rft``), and is tested after each; the other methods get each sum at once.
 """
 
 from __future__ import annotations
@@ -24,30 +27,26 @@ from wmpo.evaluation.compare import BASE
 from wmpo.report.run import RunFolder
 from wmpo.stages import baselines, record
 from wmpo.stages.job import Job, check_folder, differences, open_job
+from wmpo.stages.models import load_policy
 from wmpo.stages.order import rounds, run_missing
-from wmpo.stages.trial import trial
+from wmpo.stages.trial import WMPO, trial
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
     """A way to spend P real episodes."""
 
-    train: Callable[[Job], None]
+    train: Callable[[Job], None] | None = None
+    "None: the rounds of the run itself."
     needs: tuple[tuple[str, Callable[[Job], None]], ...] = ()
     "Stages of the run that come before."
     reference: bool = False
     "Not a rival: it costs something else than the policy's episodes."
 
 
-def wmpo(job: Job) -> None:
-    """All rounds of the run, without its own ``evaluate``: here every method is tested in the same way."""
-    run_missing(job, rounds(job.experiment.num_rounds))
-
-
 _EPISODES = (("collect", record.collect), ("base-more", baselines.more))
 METHODS: dict[str, Method] = {
-    "wmpo": Method(wmpo),
-    "wmpo-rft": Method(wmpo),
+    **dict.fromkeys(WMPO, Method()),
     "grpo-real": Method(baselines.grpo_real),
     "dpo": Method(baselines.dpo, _EPISODES),
     "rft": Method(baselines.rft, _EPISODES),
@@ -71,6 +70,8 @@ class Plan:
     methods: tuple[str, ...]
     budgets: tuple[int, ...]
     num_seeds: int
+    lifelong: bool = False
+    "The budgets are sums over the rounds of a run of WMPO."
 
     def at(self, task: str, budget: int | None = None, method: str = BASE) -> Experiment:
         """The experiment of one run; None: with the recipe's budget, on which nothing of the base policy depends."""
@@ -78,6 +79,12 @@ class Plan:
         experiment = replace(self.experiment, env=replace(self.experiment.env, task=task), clone=clone)
         if budget is None:
             return experiment
+        if self.lifelong and method in WMPO:
+            return replace(
+                experiment,
+                collect=replace(experiment.collect, every_round=True, num_episodes=self.budgets[0]),
+                num_rounds=len(self.budgets),
+            )
         return replace(experiment, collect=replace(experiment.collect, num_episodes=budget))
 
     def validate(self) -> None:
@@ -107,7 +114,8 @@ class Plan:
         seeds may change."""
         check_comparison(path, self)
         chosen = {"tasks": self.tasks, "methods": self.methods, "budgets": self.budgets, "num_seeds": self.num_seeds}
-        write_json(path / "compare.json", {"recipe": self.recipe, "config": to_json(self.experiment), **chosen})
+        about = {"recipe": self.recipe, "lifelong": self.lifelong, "config": to_json(self.experiment)}
+        write_json(path / "compare.json", about | chosen)
 
 
 def saved_plan(path: Path) -> Plan | None:
@@ -126,6 +134,7 @@ def saved_plan(path: Path) -> Plan | None:
             methods=tuple(found["methods"]),
             budgets=tuple(found["budgets"]),
             num_seeds=found["num_seeds"],
+            lifelong=found["lifelong"],
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} is not a comparison of this version ({error})") from error
@@ -146,16 +155,18 @@ def check_comparison(path: Path, plan: Plan) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One method after one training; budget None: the base policy."""
+    """One method after one training; budget None: the base policy. ``round``: of a lifelong run."""
 
     task: str
     seed: int
     budget: int | None
     method: str
+    round: int = 0
 
     def folder(self, path: Path) -> Path:
         own = "-rft" if self.method == "wmpo-rft" else ""
-        return path / self.task / f"seed{self.seed}" / (BASE if self.budget is None else f"P{self.budget}{own}")
+        name = BASE if self.budget is None else f"{'lifelong' if self.round else f'P{self.budget}'}{own}"
+        return path / self.task / f"seed{self.seed}" / name
 
     def experiment(self, plan: Plan) -> Experiment:
         return plan.at(self.task, self.budget, self.method)
@@ -169,12 +180,14 @@ def steps_of(plan: Plan) -> Iterator[Step]:
     for seed in range(plan.num_seeds):
         for task in plan.tasks:
             yield Step(task, seed, None, BASE)
-            for budget in plan.budgets:
-                yield from (Step(task, seed, budget, method) for method in plan.methods)
+            for number, budget in enumerate(plan.budgets, start=1):
+                for method in plan.methods:
+                    yield Step(task, seed, budget, method, number if plan.lifelong and method in WMPO else 0)
 
 
 def summary_of(step: Step, path: Path) -> Path:
-    return step.folder(path) / "stages" / f"{step.method}-test.json"
+    folder = step.folder(path)
+    return (folder / f"round-{step.round}" if step.round > 1 else folder) / "stages" / f"{step.method}-test.json"
 
 
 @dataclass
@@ -227,7 +240,7 @@ def _take(job: Job, step: Step, path: Path) -> None:
     if step.budget is None:
         run_missing(job, [("demos", 1), ("sft", 1)])
         once(job, "base-audit", baselines.base_audit)
-        trial(job, BASE)
+        trial(job, BASE, policy=load_policy(job.root, BASE), budget=0)
         return
     adopt(job, Step(step.task, step.seed, None, BASE).folder(path))
     if step.method == "wmpo-rft":
@@ -235,11 +248,14 @@ def _take(job: Job, step: Step, path: Path) -> None:
     method, job.round = METHODS[step.method], 1
     for name, stage in method.needs:
         once(job, name, stage)
-    if method.train is wmpo:
-        method.train(job)
+    if method.train is None:
+        number = step.round or job.experiment.num_rounds
+        run_missing(job, rounds(number))  # without the run's own evaluate: every method is tested in the same way
+        policy = load_policy(job.folder_of(number), "improved")
     else:
         once(job, step.method, method.train)
-    trial(job, step.method)
+        policy = load_policy(job.root, step.method)
+    trial(job, step.method, policy=policy, budget=step.budget, number=step.round)
 
 
 ADOPTED = ("demos", "sft", "base-audit", f"{BASE}-test")

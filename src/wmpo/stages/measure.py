@@ -115,7 +115,7 @@ def play_once(
 
 def played_once(job: Job, log: StageLog, key: str, temperature: float, play: Callable[[], Outcomes]) -> Outcomes:
     """Episodes that an interrupted stage played already are not played again."""
-    path = job.root.path / "unfinished" / f"{log.stage}.json"
+    path = log.folder.path / "unfinished" / f"{log.stage}.json"
     played = read_json(path) if path.exists() else {}
     if key not in played:
         outcomes = play()

@@ -13,9 +13,9 @@ from wmpo.evaluation.audit import loss
 from wmpo.evaluation.compare import BASE
 from wmpo.evaluation.policy import Outcomes, decoding
 from wmpo.policy.small import SmallPolicy
+from wmpo.report.run import StageLog
 from wmpo.stages.job import Job, finish
 from wmpo.stages.measure import best_decoding, play_once
-from wmpo.stages.models import load_policy
 
 WMPO = ("wmpo", "wmpo-rft")
 """Methods whose policy is that of a whole run."""
@@ -32,16 +32,19 @@ class Cost:
     test: int
 
 
-def trial(job: Job, method: str) -> None:
+def trial(job: Job, method: str, *, policy: SmallPolicy, budget: int, number: int = 0) -> None:
     """Chooses the decoding on the validation starts that all methods share, then plays the test starts with it. Where
     the base policy solves clearly more of them (as in ``evaluate``), it is handed in instead, with its own outcomes.
 
+    Args:
+        number: the round of a lifelong run whose policy is tested: its summary lies in the round's folder.
+
     Raises RuntimeError when the ledger holds more episodes of the method than its budget: then something is broken.
     """
-    log, config = job.log(f"{method}-test"), job.experiment.evaluate
-    env = job.real_env(Purpose("test", method), frame_stride=job.experiment.policy.chunk_size)
-    policy = _policy(job, method)
-    best = best_decoding(job, log, env, policy, method)
+    name, config = f"{method}, round {number}" if number else method, job.experiment.evaluate
+    log = StageLog(job.folder_of(number or 1), f"{method}-test", label=f"{method}-test", quiet=job.quiet)
+    env = job.real_env(Purpose("test", name), frame_stride=job.experiment.policy.chunk_size)
+    best = best_decoding(job, log, env, policy, name)
     base = job.root.summary(f"{BASE}-test") if method != BASE else None
     if base and loss(base["validated"], best.success.tolist()) > 1:
         handed_in = BASE
@@ -49,8 +52,8 @@ def trial(job: Job, method: str) -> None:
         outcomes = Outcomes(success=success, num_steps=num_steps, temperature=base["temperature"])
     else:
         handed_in = method
-        outcomes = play_once(job, log, env, policy, "test", method, config.num_test, best.temperature)
-    cost, budget = cost_of(job, method), job.experiment.collect.num_episodes
+        outcomes = play_once(job, log, env, policy, "test", name, config.num_test, best.temperature)
+    cost = cost_of(job, method, name)
     if cost.budget > budget:
         raise RuntimeError(
             f"{job.root.ledger}: {method} has played {cost.budget} real episodes, more than its {budget}"
@@ -70,12 +73,6 @@ def trial(job: Job, method: str) -> None:
     finish(log, summary, f"{rate:.1f} % of {config.num_test} test starts, {decoding(outcomes.temperature)}{kept}")
 
 
-def _policy(job: Job, method: str) -> SmallPolicy:
-    if method in WMPO:
-        return load_policy(job.folder_of(job.experiment.num_rounds), "improved")
-    return load_policy(job.root, method)
-
-
 _PAID: dict[str, tuple[tuple[str, str], ...]] = {
     BASE: (),
     **dict.fromkeys(WMPO, (("collection", ""),)),
@@ -87,17 +84,17 @@ _PAID: dict[str, tuple[tuple[str, str], ...]] = {
 """(purpose, policy; empty: any) of the episodes that a method's budget pays for."""
 
 
-def cost_of(job: Job, method: str) -> Cost:
-    """Counted in the run's ledger. WMPO's first round and the episodes that other methods share with it count for
-    each of them."""
+def cost_of(job: Job, method: str, name: str) -> Cost:
+    """Counted in the run's ledger; ``name`` is the policy's there. WMPO's first round and the episodes that other
+    methods share with it count for each of them."""
     rows = [(str(row["purpose"]), str(row["policy"])) for row in Ledger(job.root.ledger).unique()]
     paid = _PAID[method]
     return Cost(
         demonstrations=sum(purpose == "demonstrations" for purpose, _ in rows),
         budget=sum((purpose, policy) in paid or (purpose, "") in paid for purpose, policy in rows),
         audit=sum(purpose == "audit" and _audited(policy, method) for purpose, policy in rows),
-        validation=sum(row == ("validation", method) for row in rows),
-        test=sum(row == ("test", method) for row in rows),
+        validation=sum(row == ("validation", name) for row in rows),
+        test=sum(row == ("test", name) for row in rows),
     )
 
 

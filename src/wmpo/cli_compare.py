@@ -1,0 +1,134 @@
+"""``wmpo compare RECIPE`` and ``wmpo lifelong RECIPE``: several methods, tasks, seeds and budgets in one table."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from wmpo.config import Experiment
+from wmpo.recipes import recipe
+from wmpo.report.comparison import write_comparison
+from wmpo.stages import compare, pretrain
+from wmpo.stages.tabulate import tabulate
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Several:
+    tasks: tuple[str, ...] = ()
+    "Tasks; by default the recipe's."
+    seeds: int = 3
+    "How many seeds, from 0 on."
+    show: bool = False
+    "Print the table of what is there, and run nothing."
+    runs: Path = Path("runs")
+    "Where the folders of runs are."
+    debug: bool = False
+    "Show the whole traceback of an error."
+    experiment: Annotated[Experiment, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Experiment)
+
+    def _plan(self, name: str, methods: tuple[str, ...], budgets: tuple[int, ...]) -> compare.Plan:
+        return compare.Plan(
+            recipe=name,
+            experiment=self.experiment,
+            tasks=self.tasks or (self.experiment.env.task,),
+            methods=methods,
+            budgets=budgets or (self.experiment.collect.num_episodes,),
+            num_seeds=self.seeds,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Comparison(_Several):
+    """Settings of a comparison."""
+
+    methods: tuple[str, ...] = tuple(compare.METHODS)
+    "Methods beside the base policy."
+    budgets: tuple[int, ...] = ()
+    "Budgets P of real episodes; by default the recipe's."
+    name: str = "compare"
+    "Folder of the comparison under --runs."
+
+    def plan(self, name: str) -> compare.Plan:
+        return self._plan(name, self.methods, self.budgets)
+
+    @classmethod
+    def of(cls, plan: compare.Plan) -> Comparison:
+        return cls(
+            tasks=plan.tasks, methods=plan.methods, budgets=plan.budgets, seeds=plan.num_seeds,
+            experiment=plan.experiment,
+        )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lifelong(_Several):
+    """Settings of a lifelong comparison."""
+
+    methods: tuple[str, ...] = ("wmpo-rft", "dpo", "more-demos")
+    "Methods beside the base policy. WMPO goes on from round to round, the others get each sum of episodes at once."
+    rounds: int = 3
+    "How often as many real episodes as --collect.num-episodes says are added."
+    name: str = "lifelong"
+    "Folder of the comparison under --runs."
+
+    def plan(self, name: str) -> compare.Plan:
+        if self.rounds < 1:
+            raise ValueError(f"--rounds must be at least 1, not {self.rounds}")
+        each = self.experiment.collect.num_episodes
+        budgets = tuple(each * number for number in range(1, self.rounds + 1))
+        return dataclasses.replace(self._plan(name, self.methods, budgets), lifelong=True)
+
+    @classmethod
+    def of(cls, plan: compare.Plan) -> Lifelong:
+        return cls(
+            tasks=plan.tasks, methods=plan.methods, rounds=len(plan.budgets), seeds=plan.num_seeds,
+            experiment=plan.experiment,
+        )  # fmt: skip
+
+
+KINDS: dict[str, type[Comparison | Lifelong]] = {"compare": Comparison, "lifelong": Lifelong}
+
+
+def main(command: str, name: str, rest: list[str]) -> None:
+    """Recipe, then what was asked for last in that folder, then the command line."""
+    decided = [("--env.task", "--tasks"), ("--clone.", "--methods wmpo-rft")]
+    if command == "compare":
+        decided.append(("--collect.num-episodes", "--budgets"))
+    for flag, instead in decided:
+        if any(arg.startswith(flag) for arg in rest):
+            raise ValueError(f"{flag} differs between the runs of a comparison; use {instead}")
+    kind = KINDS[command]
+    default = kind(experiment=recipe(name))
+    path = Path(peek(rest, "--runs") or default.runs) / (peek(rest, "--name") or default.name)
+    saved = compare.saved_plan(path)
+    if saved is not None and saved.lifelong != (kind is Lifelong):
+        other = "lifelong" if saved.lifelong else "compare"
+        raise ValueError(f"{path} was made by wmpo {other}; give this comparison another --name")
+    if saved is not None and saved.recipe == name:
+        default = kind.of(saved)
+    settings = tyro.cli(kind, args=rest, default=default, prog=f"wmpo {command} {name}")
+    plan, path = settings.plan(name), settings.runs / settings.name
+    failed: list[str] = []
+    if settings.show:
+        if saved is None:
+            raise ValueError(f"{path} holds no comparison; run: wmpo {command} {name} --name {settings.name}")
+        plan.validate()
+        compare.check_comparison(path, plan)
+    else:
+        pretrain.check_pretrained(settings.experiment)
+        failed = compare.run(plan, path)
+    print(write_comparison(tabulate(plan, path)))
+    if failed:
+        raise ValueError(f"{len(failed)} could not be run: {'; '.join(failed)}")
+
+
+def peek(args: list[str], flag: str) -> str | None:
+    """The value of a flag, before the rest of the command line can be read."""
+    for i, arg in enumerate(args):
+        if arg == flag and i + 1 < len(args):
+            return args[i + 1]
+        if arg.startswith(flag + "="):
+            return arg.split("=", 1)[1]
+    return None
