@@ -40,7 +40,7 @@ class CollectConfig:
 
     num_episodes: int = 128
     "The rollout budget P, over all rounds."
-    temperature: float = 0.5
+    temperature: float = 0.25
     "Sampling temperature of the policy. At 1 a clone of noisy demonstrations adds their noise to its own."
     num_held_out: int = 32
     "Of these, the episodes that only measure: fidelity of the world model, threshold of the reward model."
@@ -67,7 +67,7 @@ class EvaluateConfig:
     "Test starts; the same for both policies and for every run."
     num_validation: int = 64
     "Validation starts on which each policy's best decoding is chosen, and the policy to hand in."
-    temperatures: tuple[float, ...] = (0.0, 0.5)
+    temperatures: tuple[float, ...] = (0.0, 0.25)
     "Decodings to choose from; 0 is greedy."
     num_throughput: int = 32
     "Episodes for the comparison of simulated with imagined speed."
@@ -81,7 +81,7 @@ class FidelityConfig:
 
     num_starts: int = 64
     "Validation starts from which each policy plays, really and in the dream."
-    temperatures: tuple[float, ...] = (0.0, 0.5)
+    temperatures: tuple[float, ...] = (0.0, 0.25)
     "Decodings of each round's policy; each is a policy of its own strength."
     num_videos: int = 4
     "Worst replays that are shown."

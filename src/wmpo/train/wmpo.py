@@ -46,7 +46,7 @@ class ImproveConfig:
 
     num_iterations: int = 4
     "Iterations of imagine, compare, learn, publish, check in a round."
-    temperature: float = 0.5
+    temperature: float = 0.25
     "Sampling temperature of imagined episodes."
     groups: GroupConfig = field(default_factory=GroupConfig)
     "How many episodes an iteration imagines."
