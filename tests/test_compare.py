@@ -22,7 +22,8 @@ from wmpo.cli_compare import Lifelong
 from wmpo.evaluation.compare import MEAN, Row, Trial, compare, estimate
 from wmpo.evaluation.statistics import paired_difference
 from wmpo.recipes import recipe
-from wmpo.report.comparison import table
+from wmpo.report.comparison import table, write_comparison
+from wmpo.report.comparison_page import write_page
 from wmpo.stages.compare import METHODS, Plan, steps_of
 from wmpo.stages.job import check_folder, open_job
 
@@ -146,6 +147,9 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     }  # fmt: skip
     text = table(found)
     assert "Missing: push seed 0 P = 64 wmpo." in text and "| 64 | wmpo | 0 | – |" in text
+    (tmp_path / "comparison.json").write_text(json.dumps(found))
+    write_comparison(tmp_path / "comparison.json")
+    assert "incomplete: 1 missing" in write_page(tmp_path / "comparison.json").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +166,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = subprocess.run(COMMAND, cwd=place, capture_output=True, text=True, timeout=150)
     assert done.returncode == 0, done.stderr
     assert "3/7 done" in done.stderr and "minutes left" in done.stderr
-    assert done.stdout.strip() == (folder / "comparison.md").read_text().strip()
+    assert done.stdout.startswith((folder / "comparison.md").read_text())
     return folder
 
 

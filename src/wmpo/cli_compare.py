@@ -11,6 +11,7 @@ import tyro
 from wmpo.config import Experiment
 from wmpo.recipes import recipe
 from wmpo.report.comparison import write_comparison
+from wmpo.report.comparison_page import write_page
 from wmpo.stages import compare, pretrain
 from wmpo.stages.tabulate import tabulate
 
@@ -119,7 +120,9 @@ def main(command: str, name: str, rest: list[str]) -> None:
     else:
         pretrain.check_pretrained(settings.experiment)
         failed = compare.run(plan, path)
-    print(write_comparison(tabulate(plan, path)))
+    table = tabulate(plan, path)
+    print(write_comparison(table))
+    print(f"page: {write_page(table)}")
     if failed:
         raise ValueError(f"{len(failed)} could not be run: {'; '.join(failed)}")
 

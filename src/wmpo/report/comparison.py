@@ -14,7 +14,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-COLOURS = ("#2f6fde", "#d1495b", "#e09f3e", "#5b8e7d", "#8d6a9f")
+COLOURS = ("#2f6fde", "#d1495b", "#e09f3e", "#5b8e7d", "#8d6a9f", "#3a3a3a")
 MEAN = "mean"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -113,3 +114,11 @@ def document(title: str, hero: str, sections: Sequence[tuple[str, str, str]], fo
         f"<style>{CSS}</style></head><body><header>{hero}</header><nav>{links}</nav><main>{body}</main>"
         f"<footer>{foot}</footer><script>{PLAY}</script></body></html>"
     )
+
+
+def write(target: Path, text: str) -> Path:
+    """Writes a page, which is whole or not there at all, and returns its path."""
+    unfinished = target.with_name(f".{target.name}.tmp")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, target)
+    return target

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -52,10 +51,7 @@ def render(run: Path) -> Path:
     ]
     foot = f"wmpo {esc(read.config.get('version', ''))} · commit {esc(read.config.get('commit', 'unknown'))}"
     text = page.document(f"{read.path.name}: a robot policy improved in imagination", headline(read), sections, foot)
-    target, unfinished = run / "report.html", run / ".report.html.tmp"
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, target)  # a page is whole or it is not there
-    return target
+    return page.write(run / "report.html", text)
 
 
 def _missing(run: Run, stage: str) -> str:
