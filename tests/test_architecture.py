@@ -81,13 +81,14 @@ def test_lower_layers_do_not_know_upper_ones(lower: tuple[str, ...], upper: tupl
         assert not uses(name, *(f"wmpo.{p}" for p in (*upper, "stages", "cli"))), name
 
 
-ENTRANCES = ("__init__.py", "cli.py", "cli_data.py")
+COMMANDS = ("cli.py", "cli_compare.py", "cli_data.py")
+ENTRANCES = ("__init__.py", *COMMANDS)
 
 
 def test_only_the_command_line_knows_the_stages_and_its_parser() -> None:
-    assert [name for name in TREES if uses(name, "tyro")] == ["cli.py", "cli_data.py"]
+    assert [name for name in TREES if uses(name, "tyro")] == [*COMMANDS]
     assert {name.split("/")[0] for name in TREES if uses(name, "wmpo.stages")} == {*ENTRANCES, "stages"}
-    assert [name for name in TREES if uses(name, "wmpo.cli", "wmpo.cli_data")] == ["cli.py"]
+    assert [name for name in TREES if uses(name, *(f"wmpo.{c[:-3]}" for c in COMMANDS))] == ["cli.py"]
 
 
 def test_distribution_stays_in_execution() -> None:
