@@ -44,8 +44,8 @@ def resident(root: int) -> int:
     return total
 
 
-def run(task: str, seed: int, runs: Path, extra: list[str]) -> dict[str, Any]:
-    name = f"{task}-seed{seed}"
+def run(task: str, seed: int, runs: Path, extra: list[str], name: str = "") -> dict[str, Any]:
+    name = name or f"{task}-seed{seed}"
     command = ["wmpo", "run", "quickstart", "--name", name, "--seed", str(seed), "--env.task", task, *extra]
     begun, peak, done = time.monotonic(), 0, threading.Event()
     process = subprocess.Popen([sys.executable, "-m", "wmpo.cli", *command[1:], "--runs", str(runs)])
