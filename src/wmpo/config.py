@@ -67,8 +67,8 @@ class EvaluateConfig:
     "Test starts; the same for both policies and for every run."
     num_validation: int = 64
     "Validation starts on which each policy's best decoding is chosen, and the policy to hand in."
-    temperatures: tuple[float, ...] = (0.0, 0.25)
-    "Decodings to choose from; 0 is greedy."
+    temperatures: tuple[float, ...] = (0.0, 0.25, 1.0)
+    "Decodings to choose from; 0 is greedy. Some base policies are best at 1."
     num_throughput: int = 32
     "Episodes for the comparison of simulated with imagined speed."
     num_videos: int = 6
