@@ -17,6 +17,13 @@ CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
 )
 
+MIDDLE = """(selector => {
+  const element = document.querySelector(selector);
+  element.scrollIntoView({block: 'center', behavior: 'instant'});
+  const box = element.getBoundingClientRect();
+  return [box.x + box.width / 2, box.y + box.height / 2];
+})"""
+
 
 class Browser:
     """One page. ``errors`` collects what its scripts did not catch and what its content policy stopped."""
@@ -98,10 +105,7 @@ class Browser:
 
     def click(self, selector: str) -> None:
         """As a mouse does, in the middle of the element."""
-        x, y = self.run(
-            f"(() => {{ const e = document.querySelector({json.dumps(selector)}); "
-            "e.scrollIntoView({block: 'center', behavior: 'instant'}); const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; })()"
-        )
+        x, y = self.run(f"{MIDDLE}({json.dumps(selector)})")
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
