@@ -37,7 +37,7 @@ class Browser:
         self.errors: list[str] = []
         self._number = 0
         told = folder / "DevToolsActivePort"
-        self._wait(lambda: told.exists() and told.read_text().count("\n"), 60)
+        self._wait(lambda: told.exists() and told.read_text().count("\n"), 150)
         port = told.read_text().split()[0]
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/json") as answer:
             page = next(target for target in json.load(answer) if target["type"] == "page")
@@ -52,7 +52,7 @@ class Browser:
             time.sleep(0.1)
 
     def _connect(self, port: int, path: str) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", port), timeout=60)
+        self._socket = socket.create_connection(("127.0.0.1", port), timeout=120)
         key = base64.b64encode(os.urandom(16)).decode()
         head = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         self._socket.sendall(f"{head}Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode())

@@ -64,12 +64,12 @@ class Answer:
     def refuses(self, status: int, words: str = "") -> None:
         """One sentence, no traceback."""
         sentence = self.json["error"]
-        assert self.status == status and words in sentence and "\n" not in sentence and len(sentence) < 200, self.json
+        assert self.status == status and words in sentence and "\n" not in sentence and len(sentence) < 400, self.json
 
 
 def ask(server: RunServer, path: str, body: Any = None, **headers: str) -> Answer:
     """GET, or POST where there is a body: bytes as they are, anything else as JSON."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=900)
     sent = {name.replace("_", "-"): value for name, value in headers.items()}
     if body is None:
         connection.request("GET", path, headers=sent)

@@ -108,7 +108,8 @@ export function fill(select, episodes) {
     let group = select.querySelector(`optgroup[data-round="${episode.round}"]`);
     if (!group) {
       group = document.createElement('optgroup');
-      group.label = `round ${episode.round}, played by ${episode.policy === 'base' ? 'the base policy' : episode.policy}`;
+      const who = episode.policy.startsWith('round') ? `the policy of ${episode.policy}` : `the ${episode.policy} policy`;
+      group.label = `round ${episode.round}, played by ${who}`;
       group.dataset.round = episode.round;
       select.append(group);
     }

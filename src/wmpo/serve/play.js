@@ -65,10 +65,12 @@ async function begin() {
 // New frames are shown one after the other, at about the pace of the robot.
 async function take(now, seen) {
   if (now !== dream) return;
-  const from = Math.max(dream.reels.dream.frames.length, dream.reels.real.frames.length);
+  let from = Math.max(dream.reels.dream.frames.length, dream.reels.real.frames.length);
   if (seen.dream && seen.dream_steps) dream.doubt.push(seen.doubt);
-  // reality that begins anew, because another page had the simulator, shows its start again
-  if (seen.real?.logits[0] === null) dream.reels.real = new Reel();
+  if (seen.real?.logits[0] === null) { // reality begins, maybe anew because another page had the simulator
+    dream.reels.real = new Reel();
+    from = 0;
+  }
   await Promise.all([dream.reels.dream.add(seen.dream), dream.reels.real.add(seen.real)]);
   while (dream.apart.length < dream.doubt.length) dream.apart.push(null);
   if (seen.apart !== null && dream.apart.length) dream.apart[dream.apart.length - 1] = seen.apart;
