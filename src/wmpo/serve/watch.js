@@ -123,11 +123,16 @@ async function imagine() {
     ' The line below a film is the classifier’s score, the dashed one its threshold.';
 }
 
+// Films run only while they are on the screen; their end is held for a moment.
+const seen = new Set();
+const watcher = new IntersectionObserver(
+  changes => changes.forEach(({target, isIntersecting}) => seen[isIntersecting ? 'add' : 'delete'](target)));
+[grid, time].forEach(place => watcher.observe(place));
 let tick = 0;
 setInterval(() => {
   tick++;
-  for (const {reel, canvas, count} of still ? [] : reels) reel.paint(canvas, tick % (count + 8)); // the end is held
-  if (!playing || !shown) return;
+  for (const {reel, canvas, count} of still || !seen.has(grid) ? [] : reels) reel.paint(canvas, tick % (count + 8));
+  if (!playing || !shown || !seen.has(time)) return;
   const last = shown.dream.frames.length - 1;
   if (++at <= last) show(at);
   if (at > last + 8) show(0);
