@@ -81,14 +81,25 @@ def test_lower_layers_do_not_know_upper_ones(lower: tuple[str, ...], upper: tupl
         assert not uses(name, *(f"wmpo.{p}" for p in (*upper, "stages", "cli"))), name
 
 
-COMMANDS = ("cli.py", "cli_compare.py", "cli_data.py")
-ENTRANCES = ("__init__.py", *COMMANDS)
+ENTRANCES = ("__init__.py", "cli.py", "cli_compare.py", "cli_data.py", "cli_serve.py")
 
 
 def test_only_the_command_line_knows_the_stages_and_its_parser() -> None:
-    assert [name for name in TREES if uses(name, "tyro")] == [*COMMANDS]
-    assert {name.split("/")[0] for name in TREES if uses(name, "wmpo.stages")} == {*ENTRANCES, "stages"}
-    assert [name for name in TREES if uses(name, *(f"wmpo.{c[:-3]}" for c in COMMANDS))] == ["cli.py"]
+    entrances = [*ENTRANCES[1:]]
+    assert [name for name in TREES if uses(name, "tyro")] == entrances
+    known = {*ENTRANCES, "stages", "serve"} - {"cli_serve.py"}
+    assert {name.split("/")[0] for name in TREES if uses(name, "wmpo.stages")} == known
+    assert [name for name in TREES if uses(name, *(f"wmpo.{entrance[:-3]}" for entrance in entrances))] == ["cli.py"]
+
+
+def test_pages_are_served_from_one_place_that_only_the_command_line_knows() -> None:
+    outside = [name for name in TREES if not name.startswith("serve/")]
+    assert [name for name in outside if uses(name, "wmpo.serve")] == ["cli_serve.py"]
+    assert [name for name in TREES if uses(name, "http.server", "socketserver")] == ["serve/server.py"]
+    for name in in_package("serve"):
+        assert not uses(name, "wmpo.train", "wmpo.execution", "wmpo.cli", "wmpo.recipes"), name
+    for path in (SOURCE / "wmpo" / "serve").iterdir():
+        assert path.is_dir() or len(path.read_text().splitlines()) <= 200, path
 
 
 def test_distribution_stays_in_execution() -> None:

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import tyro
 
-from wmpo import cli_compare, cli_data
+from wmpo import cli_compare, cli_data, cli_serve
 from wmpo.cli_compare import peek
 from wmpo.config import Experiment
 from wmpo.recipes import RECIPES, recipe
@@ -37,6 +37,7 @@ ABOUT = {
     "lifelong": "P more real episodes in every round: success against all that was played, beside other methods",
     "pretrain": "remake the tokenizer and world model that runs begin with; no part of run",
     "data": "datasets in and out; see wmpo data --help",
+    "serve": "a run in the browser: live curves, replays, and its dream to play; see wmpo serve --help",
 }
 """Commands, in the order in which they are told."""
 
@@ -105,8 +106,8 @@ def _main(args: list[str]) -> None:
 
         print(version("wmpo"))
         return
-    if command == "data":
-        cli_data.main(rest)
+    if command in ("data", "serve"):
+        (cli_data if command == "data" else cli_serve).main(rest)
         return
     if command not in ABOUT:
         near = difflib.get_close_matches(command, ABOUT, n=2, cutoff=0.4) or list(ABOUT)

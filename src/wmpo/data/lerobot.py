@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -174,8 +175,24 @@ def read_episodes(root: Path, *, camera: str | None = None) -> list[Episode]:
     return list(open_lerobot(root, Keys(camera=camera)).episodes)
 
 
-def open_lerobot(root: Path, keys: Keys) -> Source:
-    """The same, with other keys and without all episodes in memory at once."""
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """What ``meta/episodes`` says of one of our episodes."""
+
+    num_actions: int
+    solved_at: int
+    policy: str
+
+
+def list_episodes(root: Path) -> list[Listed]:
+    """Our own episodes without their frames, in order; none where there is no dataset yet."""
+    rows = _episode_rows(root, _read_info(root)) if (root / "meta/info.json").exists() else []
+    with reading(root / "meta/episodes"):
+        return [Listed(row["length"] - 1, row["solved_at"], row["policy"]) for row in rows]
+
+
+def open_lerobot(root: Path, keys: Keys, *, first: int = 0) -> Source:
+    """The same, with other keys, without all episodes in memory at once and without those before number ``first``."""
     info = _read_info(root)
     camera = choose(info["cameras"], keys.camera, "cameras", root, "--camera")
     action, success = keys.action or "action", keys.success or "next.success"
@@ -190,7 +207,7 @@ def open_lerobot(root: Path, keys: Keys) -> Source:
         kind=f"LeRobot {info['codebase_version']}",
         fps=int(info["fps"]) if info["fps"] == int(info["fps"]) else None,
         labelled=success in info["features"] or any("solved_at" in row for row in rows[:1]),
-        episodes=_episodes(root, info, rows, camera, action, success),
+        episodes=_episodes(root, info, rows[first:], camera, action, success),
     )
 
 
@@ -198,7 +215,8 @@ def _episodes(
     root: Path, info: dict[str, Any], rows: list[dict[str, Any]], camera: str, action: str, success: str
 ) -> Iterator[Episode]:
     tables = dict[Path, pa.Table]()
-    for i, row in enumerate(rows):
+    for row in rows:
+        i = row["episode_index"]
         path = root / info["data"].format(chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
         if path not in tables:  # only the latest is kept: the episodes of a file follow each other
             tables = {path: _table(path, {camera, *action.split(","), success, *_SCALARS})}

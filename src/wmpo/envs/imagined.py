@@ -51,6 +51,8 @@ class ImaginedEnv:
         shadow: imagines everything a second time.
         max_doubt: rows whose last frames in both dreams differ by more (mean over pixels in [-1, 1]) are not trusted.
         verify: an episode is solved only when both dreams have shown it (RAW-Dream, arXiv 2605.12334).
+
+    ``doubt`` [B] is that difference after each row's last chunk; zeros without a shadow.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class ImaginedEnv:
         self._detector = Detector(self.reward_model, self._last)
         self._position = starts.travelled
         self._shown = torch.zeros(2, len(starts), dtype=torch.bool)
+        self.doubt = torch.zeros(len(starts))
         if self.shadow is not None:
             self.shadow.begin(starts.frames, self._keys)
         return Observation(frame=self._last, instruction=starts.instruction)
@@ -110,8 +113,8 @@ class ImaginedEnv:
         solved_after, doubted = (torch.zeros(len(self._last), dtype=kind) for kind in (torch.long, torch.bool))
         if self.shadow is not None:
             second, last = self.shadow.follow(chunk[rows], rows, kept, self._clock.chunk)
-            doubt = picture_distance(last, self._last[rows])
-            doubted[rows] = doubt > (math.inf if self.max_doubt is None else self.max_doubt)
+            self.doubt[rows] = picture_distance(last, self._last[rows])
+            doubted[rows] = self.doubt[rows] > (math.inf if self.max_doubt is None else self.max_doubt)
             first = self._both(first, second, rows) if self.verify else first
         solved_after[rows] = first * self.world_model.frame_stride
         return replace(self._clock.tick(frames, solved_after), trusted=~doubted)

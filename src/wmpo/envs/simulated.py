@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from wmpo.envs.clock import Clock
@@ -175,8 +175,16 @@ class SimulatedEnv:
         self._last = frames[:, -1]
         step = self._clock.tick(frames, solved_after)
         self._num_steps += step.steps
-        self._record(step)
+        self._record(step.terminated | step.truncated, step.terminated)
         return step
+
+    def leave(self) -> None:
+        """Ends the episodes that still play, as unsolved. Whoever does not play to the end must call it: what was
+        begun counts as much as what was finished."""
+        begun = ~self._clock.finished
+        self._clock.finished = torch.ones_like(begun)
+        if len(begun):
+            self._record(begun & (self._num_steps > 0), torch.zeros_like(begun))
 
     def _pushes(self, active: list[int]) -> dict[int, Float[np.ndarray, " 3"]]:
         """Displacements of the hands that are pushed when the present chunk ends."""
@@ -184,8 +192,8 @@ class SimulatedEnv:
             return {}
         return {row: self._push.offset(int(self._starts.sim_seed[row])) for row in active}
 
-    def _record(self, step: ChunkStep) -> None:
-        ended = (step.terminated | step.truncated).nonzero().flatten().tolist()
+    def _record(self, which: Bool[Tensor, " B"], success: Bool[Tensor, " B"]) -> None:
+        ended = which.nonzero().flatten().tolist()
         if self._ledger is None or not ended:
             return
         labels = [self._disruption.label] * (self._disruption != NONE) + ([self._push.label] if self._push else [])
@@ -199,7 +207,7 @@ class SimulatedEnv:
                     "seed": self.purpose.seed,
                     "start": int(self._starts.sim_seed[row]),
                     "episode": int(self._starts.episode_id[row]),
-                    "success": bool(step.terminated[row]),
+                    "success": bool(success[row]),
                     "steps": int(self._num_steps[row]),
                     **disturbed,
                 }
@@ -252,7 +260,11 @@ def _uninterrupted() -> Iterator[None]:
     Blocking alone would not hold it back here: one of torch's threads would take it.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread gets signals
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # only for the processes: here none arrives
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         return
     pressed: list[int] = []
     handler = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ PURPOSES = {
     "test": "to measure; never learned from",
     "fidelity": "to compare with the same policies in the dream",
     "disruptions": "to measure both policies when something is disturbed",
+    "served": "by hand or by a policy beside the dream, in wmpo serve",
 }
 HEALTH = {
     "mean_length": "episode length",
@@ -35,23 +36,30 @@ HALVES = "<div class=halves><span class=is-real>real</span><span class=is-dream>
 def render(run: Path) -> Path:
     """Writes ``report.html`` into the folder of a run and returns its path."""
     read = read_run(run)
-    sections = [
-        ("results", "Results", _results(read)),
-        ("learning", "Learning in imagination", _learning(read)),
-        ("audits", "Audits", _audits(read)),
-        *([("rounds", "Rounds", _rounds(read))] if len(read.rounds) > 1 else []),
-        ("dream", "Can the dream be trusted?", _dream(read)),
-        *([("fidelity", "Fidelity", fidelity.section(read))] if read.fidelity else []),
-        *([("disruptions", "Disruptions", disruptions.section(read))] if read.disruptions else []),
-        ("classifier", "Success classifier", _reward(read)),
-        ("videos", "Before and after", _before_after(read)),
-        ("time", "Time", _time(read)),
-        ("episodes", "Real episodes", _ledger(read)),
-        ("config", "Configuration", _config(read)),
-    ]
     foot = f"wmpo {esc(read.config.get('version', ''))} · commit {esc(read.config.get('commit', 'unknown'))}"
-    text = page.document(f"{read.path.name}: a robot policy improved in imagination", headline(read), sections, foot)
+    text = page.document(
+        f"{read.path.name}: a robot policy improved in imagination", headline(read), sections(read), foot
+    )
     return page.write(run / "report.html", text)
+
+
+def sections(run: Run, wanted: Container[str] | None = None) -> list[tuple[str, str, str]]:
+    """(anchor, title, body as HTML) of the page's sections, or of those among the ``wanted`` anchors."""
+    known: list[tuple[str, str, Callable[[Run], str]]] = [
+        ("results", "Results", _results),
+        ("learning", "Learning in imagination", _learning),
+        ("audits", "Audits", _audits),
+        *([("rounds", "Rounds", _rounds)] if len(run.rounds) > 1 else []),
+        ("dream", "Can the dream be trusted?", _dream),
+        *([("fidelity", "Fidelity", fidelity.section)] if run.fidelity else []),
+        *([("disruptions", "Disruptions", disruptions.section)] if run.disruptions else []),
+        ("classifier", "Success classifier", _reward),
+        ("videos", "Before and after", _before_after),
+        ("time", "Time", _time),
+        ("episodes", "Real episodes", _ledger),
+        ("config", "Configuration", _config),
+    ]
+    return [(anchor, title, body(run)) for anchor, title, body in known if wanted is None or anchor in wanted]
 
 
 def _missing(run: Run, stage: str) -> str:

@@ -28,7 +28,7 @@ def run_episodes(
     trusted = torch.ones(len(starts), dtype=torch.bool)
     for chunk in range(env.max_chunks):
         rows = playing.nonzero().squeeze(1)
-        row_tokens, row_logprob = _decide(policy, observation, starts, rows, temperature, seed, chunk)
+        row_tokens, row_logprob = decide(policy, observation, starts, rows, temperature, seed, chunk)
         chunk_tokens = torch.zeros(len(starts), row_tokens.shape[1], dtype=torch.long)
         chunk_logprob = torch.zeros(chunk_tokens.shape)
         chunk_tokens[rows], chunk_logprob[rows] = row_tokens, row_logprob
@@ -63,10 +63,10 @@ def run_episodes(
     )
 
 
-def _decide(
+def decide(
     policy: Policy, observation: Observation, starts: Starts, rows: Tensor, temperature: float, seed: int, chunk: int
 ) -> tuple[Tensor, Tensor]:
-    """Tokens of the rows that still play, and their log-probabilities (at temperature 1 when greedy)."""
+    """Tokens of ``rows``, those that still play, and their log-probabilities (at temperature 1 when greedy)."""
     seen = Observation(frame=observation.frame[rows], instruction=tuple(starts.instruction[i] for i in rows.tolist()))
     tensors = policy.prepare(seen)
     with autocast(next(iter(tensors.values())).device):

@@ -27,9 +27,7 @@ def guarded_env(job: Job, held_out: Sequence[Episode]) -> tuple[ImaginedEnv, dic
     guards, dream = job.experiment.improve.guards, imagined_env(job, job.round)
     if not guards.needs_shadow:
         return dream, {}
-    model = dream.world_model
-    assert isinstance(model, SmallWorldModel)
-    dream.shadow = Shadow(model.refined(), dream.reward_model, seed=dream.seed)
+    model = cast_shadow(dream)
     both = [
         replay(world_model, held_out, dream.chunk_size, seed=seed)
         for world_model, seed in ((model, job.seed), (model.refined(), job.seed + 1))
@@ -46,6 +44,14 @@ def guarded_env(job: Job, held_out: Sequence[Episode]) -> tuple[ImaginedEnv, dic
         dropped = doubt > dream.max_doubt
         audit["trust"] = _worth(dropped, dropped & (first != truth), len(truth)) | {"max_doubt": dream.max_doubt}
     return dream, audit
+
+
+def cast_shadow(dream: ImaginedEnv) -> SmallWorldModel:
+    """Lets the dream be imagined a second time, in finer steps; returns its world model."""
+    model = dream.world_model
+    assert isinstance(model, SmallWorldModel)
+    dream.shadow = Shadow(model.refined(), dream.reward_model, seed=dream.seed)
+    return model
 
 
 def _worth(dropped: np.ndarray, rightly: np.ndarray, count: int) -> dict[str, Any]:

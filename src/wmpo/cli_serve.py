@@ -1,0 +1,41 @@
+"""``wmpo serve RUN``: the pages of a run in the browser."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from wmpo.serve.guard import is_loopback
+from wmpo.serve.server import RunServer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serve:
+    """Shows a run in the browser, also while it goes on: curves, ledger, replays, and its dream to play."""
+
+    run: tyro.conf.Positional[Path]
+    "Folder of the run, such as runs/quickstart."
+    port: int = 8000
+    "Port to listen on; 0 takes a free one."
+    host: str = "127.0.0.1"
+    "Address to listen on. Another one than a loopback address lets other machines in: there is no password."
+
+
+def main(args: list[str]) -> None:
+    """Serves until it is interrupted. Raises ValueError for wrong input, like every command."""
+    settings = tyro.cli(Serve, args=[a for a in args if a != "--debug"], prog="wmpo serve")
+    if not 0 <= settings.port <= 65535:
+        raise ValueError(f"--port must be in 0..65535, not {settings.port}")
+    with RunServer(settings.run, settings.host, settings.port) as server:
+        shown = f"[{settings.host}]" if ":" in settings.host else settings.host
+        print(f"{settings.run}: http://{shown}:{server.server_port}/  (Ctrl-C ends it)", flush=True)
+        if not is_loopback(settings.host):
+            print("warning: other machines can read this run and use this machine's time", flush=True)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # real episodes that were begun are still counted
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            print("stopped")

@@ -1,0 +1,193 @@
+"""``wmpo serve``: a small HTTP server for one run's folder, and what is answered under which address."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.resources import files
+from pathlib import Path
+from socketserver import TCPServer
+from typing import Any
+from urllib.parse import urlsplit
+
+from wmpo.report.style import CSS
+from wmpo.serve.files import File, run_file
+from wmpo.serve.guard import Guard
+from wmpo.serve.live import Live
+from wmpo.serve.messages import LARGEST, Message, Refused, read_message
+from wmpo.serve.session import WORLDS, Acting
+from wmpo.serve.studio import Studio
+
+POLICIES = ("base", "improved")
+DRAWS = 2**31
+"""Numbers that key the noise of dreams."""
+PAGE = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "media-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+"""Content policy: nothing from elsewhere, and no script that is not one of ours."""
+STATIC = {"/": "page.html", **{f"/{name}": name for name in ("page.css", "draw.js", "play.js", "watch.js")}}
+MEDIA = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a message may ask: its fields, and who answers."""
+
+    fields: tuple[str, ...]
+    answer: Callable[[Studio, Message], Any]
+
+
+def _step(studio: Studio, message: Message) -> Any:
+    acting = Acting(
+        driver=message.choice("driver", ("keys", *POLICIES)),
+        temperature=message.number("temperature", 0, 10),
+        move=message.numbers("move", 3, -1, 1),
+        gripper=message.number("gripper", -1, 1),
+    )
+    return studio.step(message.text("session"), acting, message.choice("world", WORLDS))
+
+
+def _siblings(studio: Studio, message: Message) -> Any:
+    policy, temperature = message.choice("policy", POLICIES), message.number("temperature", 0, 10)
+    return studio.siblings(_place(message), policy, temperature, message.integer("draw", 0, DRAWS))
+
+
+def _place(message: Message) -> int:
+    return message.integer("episode", 0, 10**6)
+
+
+ASKS = {
+    "/api/about": Ask((), lambda studio, _: studio.about()),
+    "/api/replay": Ask(("episode",), lambda studio, m: studio.replay(_place(m))),
+    "/api/siblings": Ask(("episode", "policy", "temperature", "draw"), _siblings),
+    "/api/begin": Ask(("episode", "draw"), lambda studio, m: studio.begin(_place(m), m.integer("draw", 0, DRAWS))),
+    "/api/step": Ask(("session", "driver", "temperature", "move", "gripper", "world"), _step),
+    "/api/real": Ask(("session",), lambda studio, m: studio.step(m.text("session"), None, "both")),
+}
+
+
+class RunServer(ThreadingHTTPServer):
+    """Raises ValueError when ``path`` is no run or the address cannot be used. ``port`` 0 takes a free one."""
+
+    daemon_threads = True
+
+    def __init__(self, path: Path, host: str, port: int) -> None:
+        self.path, self.guard = path, Guard(host)
+        self.studio, self.live = Studio(path), Live(path)
+        if ":" in host:
+            self.address_family = socket.AF_INET6
+        try:
+            super().__init__((host, port), _Handler)
+        except (OSError, OverflowError) as error:
+            raise ValueError(f"cannot listen on {host}, port {port} ({error}); choose another --port") from error
+
+    def server_bind(self) -> None:
+        """Without asking a name server who we are."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.guard.host, int(self.server_address[1])
+
+    def server_close(self) -> None:
+        super().server_close()
+        self.studio.close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: RunServer
+    server_version, sys_version = "wmpo", ""
+    timeout = 20  # seconds for which a silent client keeps its thread
+
+    def do_GET(self) -> None:
+        self._answer(self._get)
+
+    def do_POST(self) -> None:
+        self._answer(self._post)
+
+    def _answer(self, find: Callable[[], File]) -> None:
+        """Whatever goes wrong, the browser gets one sentence and the server goes on."""
+        try:
+            self._send(200, find())
+        except Refused as error:
+            self._refuse(error.status, str(error))
+        except (ConnectionError, TimeoutError):
+            self.close_connection = True  # nobody listens any more
+        except ValueError as error:  # a damaged file of the run; the sentence names it
+            self._refuse(409, str(error))
+        except Exception as error:
+            traceback.print_exc(file=sys.stderr)
+            self._refuse(500, f"the server failed ({type(error).__name__}); its terminal says more")
+
+    def _get(self) -> File:
+        self.server.guard.check(self.client_address[0], self.headers)
+        address = urlsplit(self.path)
+        if address.path in STATIC:
+            return _static(STATIC[address.path])
+        if address.path == "/api/live":
+            return _json(self.server.live.view(address.query[:20]))
+        if address.path.startswith("/run/"):
+            return run_file(self.server.path, address.path.removeprefix("/run/"))
+        raise Refused("there is no such page", 404)
+
+    def _post(self) -> File:
+        body = self._body()
+        self.server.guard.check(self.client_address[0], self.headers)
+        ask = ASKS.get(self.path)
+        if ask is None:
+            raise Refused("there is nothing to ask under this address", 404)
+        if self.headers.get_content_type() != "application/json":  # a form of another site cannot have this type
+            raise Refused("a message has the type application/json", 415)
+        return _json(ask.answer(self.server.studio, read_message(body, ask.fields)))
+
+    def _body(self) -> bytes:
+        """Read before anything is judged: a connection that is closed with bytes unread is reset, and then the browser
+        does not get the reason."""
+        length = self.headers.get("Content-Length", "")
+        if not (length.isascii() and length.isdigit() and len(length) < 10):
+            raise Refused("a message says its length in bytes", 411)
+        body = self.rfile.read(min(int(length), 64 * LARGEST))
+        if int(length) > LARGEST:
+            raise Refused(f"a message has at most {LARGEST} bytes", 413)
+        return body
+
+    def _refuse(self, status: int, sentence: str) -> None:
+        content = json.dumps({"error": sentence}).encode()
+        self._send(status, File(content, "application/json", PAGE))
+
+    def _send(self, status: int, file: File) -> None:
+        try:
+            self.send_response(status)
+            for name, value in (
+                ("Content-Type", file.kind), ("Content-Length", str(len(file.content))),
+                ("Content-Security-Policy", file.policy), ("X-Content-Type-Options", "nosniff"),
+                ("Cross-Origin-Resource-Policy", "same-origin"), ("Referrer-Policy", "no-referrer"),
+                ("Cache-Control", "no-store"),
+            ):  # fmt: skip
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(file.content)
+        except (ConnectionError, TimeoutError):
+            self.close_connection = True
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """What http.server itself refuses: broken request lines and unknown methods."""
+        self._refuse(
+            code, "this is no request that a browser sends" if code < 500 else "only GET and POST are answered"
+        )
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Silent: a page asks every few seconds."""
+
+
+def _json(answer: Any) -> File:
+    return File(json.dumps(asdict(answer), allow_nan=False).encode(), "application/json", PAGE)
+
+
+def _static(name: str) -> File:
+    text = files("wmpo.serve").joinpath(name).read_text(encoding="utf-8")
+    text = CSS + text if name.endswith(".css") else text
+    return File(text.encode(), f"{MEDIA[Path(name).suffix]}; charset=utf-8", PAGE)
