@@ -101,7 +101,7 @@ class Browser:
 
     def until(self, script: str, seconds: float = 60) -> None:
         """Waits until the expression is true."""
-        self._wait(lambda: self.run(script), seconds)
+        self._wait(lambda: self.run(f"!!({script})"), seconds)
 
     def click(self, selector: str) -> None:
         """As a mouse does, in the middle of the element."""

@@ -69,7 +69,7 @@ class Answer:
 
 def ask(server: RunServer, path: str, body: Any = None, **headers: str) -> Answer:
     """GET, or POST where there is a body: bytes as they are, anything else as JSON."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=900)
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=150)
     sent = {name.replace("_", "-"): value for name, value in headers.items()}
     if body is None:
         connection.request("GET", path, headers=sent)
@@ -211,6 +211,10 @@ def test_reality_beside_the_dream_is_counted(server: RunServer) -> None:
         end = step(server, other, world="both").json
     assert end["real_state"] == "time is up" and not end["playing"]
     assert ledger.count() == {"served": 2}, "played to its end: counted once"
+    for _ in range(2):
+        step(server, begin(server, draw=6), world="both")
+    ask(server, "/api/real", {"session": begin(server)})
+    assert ledger.count() == {"served": 4}, "the same once more is another episode"
 
 
 def test_only_a_few_dreams_are_kept(server: RunServer) -> None:

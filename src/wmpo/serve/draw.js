@@ -98,10 +98,11 @@ export function trace(place, title, lines, rule, {cursor = null, window = 0, cou
   }
   const key = (colour, name) => `<span><i style="background:var(--${colour})"></i>${name}</span>`;
   const legend = lines.map(line => key(line.colour, line.name)).join('') + (rule ? key('good', rule.name) : '');
-  place.innerHTML = (bare ? '' : `<h3>${title}${legend}</h3>`) +
+  place.innerHTML = (bare ? '' : `<h3>${title}</h3><p class=key>${legend}</p>`) +
     tag('svg', {viewBox: `0 0 ${width} ${height}`, height, role: 'img', 'aria-label': title}, drawn);
 }
 
+// The first that shows something is chosen: a solved one, if possible one that nothing has learned from.
 export function fill(select, episodes) {
   select.replaceChildren();
   for (const [number, episode] of episodes.entries()) {
@@ -116,6 +117,8 @@ export function fill(select, episodes) {
     const outcome = episode.solved ? `solved after ${episode.steps} steps` : 'not solved';
     group.append(new Option(`no. ${number}, ${outcome}${episode.held_out ? ', held out' : ''}`, number));
   }
+  const good = [episodes.findIndex(e => e.solved && e.held_out), episodes.findIndex(e => e.solved)].find(i => i >= 0);
+  select.value = good ?? 0;
 }
 
 export const each = (values, size) => values.flatMap((value, i) => [...Array(size - 1).fill(null), value]);

@@ -86,7 +86,8 @@ async function take(now, seen) {
     says.textContent = `Reality cannot be shown: ${seen.problem}`;
     tell();
   } else if (!seen.playing) {
-    says.textContent = 'This episode has ended. Begin another one, or let reality catch up.';
+    says.textContent = 'This episode has ended; begin another one' +
+      (world() === 'imagined' ? ', or see beside it what reality makes of the same actions.' : '.');
   }
 }
 

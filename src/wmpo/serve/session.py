@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -97,9 +98,10 @@ class Session:
         return Purpose("served", ", ".join(sorted(self._drivers)) or "nobody", self._temperature, self.seed)
 
     def enter(self, env: SimulatedEnv) -> None:
-        """Begins reality at the same start."""
+        """Begins reality at the same start. Each time it is another episode, which the ledger counts by itself."""
         env.purpose = self.purpose
-        self.real = Side(env, self.starts, self.env.reward_model, self.env.world_model.reconstruct)
+        starts = self.starts.with_ids(torch.tensor([secrets.randbits(62)]), self.starts.group)
+        self.real = Side(env, starts, self.env.reward_model, self.env.world_model.reconstruct)
 
     def act(self, acting: Acting, world: str, camera: CameraConfig) -> None:
         """Adds a chunk. A policy's is what it would play in an episode with the same start, identity and seed."""
