@@ -24,6 +24,7 @@ HEAVY = {
     "tokenizers",
     "skimage",
     "ray",
+    "lerobot",
 }
 
 
@@ -72,7 +73,12 @@ def test_rollouts_and_imagination_know_no_concrete_model() -> None:
         (("data",), ("policy", "world_model", "reward", "rl", "envs", "rollout", "train", "evaluation")),
         (("envs",), ("rollout", "execution", "train", "evaluation", "policy", "world_model", "rl")),
         (("rollout", "execution"), ("train", "evaluation", "report", "config", "recipes")),
-        (("evaluation",), ("train", "execution", "config", "recipes")),
+        (("evaluation",), ("train", "execution", "config", "recipes", "robots")),
+        (("envs", "rollout", "execution", "train", "data"), ("robots",)),
+        (
+            ("robots",),
+            ("policy", "world_model", "reward", "rl", "train", "execution", "evaluation", "config", "recipes"),
+        ),
         (("train",), ("config", "recipes")),
     ],
 )
@@ -81,13 +87,14 @@ def test_lower_layers_do_not_know_upper_ones(lower: tuple[str, ...], upper: tupl
         assert not uses(name, *(f"wmpo.{p}" for p in (*upper, "stages", "cli"))), name
 
 
-ENTRANCES = ("__init__.py", "cli.py", "cli_data.py")
+ENTRANCES = ("__init__.py", "cli.py", "cli_data.py", "cli_robot.py")
 
 
 def test_only_the_command_line_knows_the_stages_and_its_parser() -> None:
-    assert [name for name in TREES if uses(name, "tyro")] == ["cli.py", "cli_data.py"]
+    parsing = ["cli.py", "cli_data.py", "cli_robot.py", "subcommands.py"]
+    assert [name for name in TREES if uses(name, "tyro")] == parsing
     assert {name.split("/")[0] for name in TREES if uses(name, "wmpo.stages")} == {*ENTRANCES, "stages"}
-    assert [name for name in TREES if uses(name, "wmpo.cli", "wmpo.cli_data")] == ["cli.py"]
+    assert [name for name in TREES if uses(name, "wmpo.cli", "wmpo.cli_data", "wmpo.cli_robot")] == ["cli.py"]
 
 
 def test_distribution_stays_in_execution() -> None:

@@ -11,14 +11,14 @@ from typing import Annotated
 
 import tyro
 
-from wmpo import cli_data
+from wmpo import cli_data, cli_robot
 from wmpo.config import Experiment
 from wmpo.recipes import RECIPES, recipe
 from wmpo.report.comparison import write_comparison
 from wmpo.report.render import render
 from wmpo.stages import compare, pretrain
 from wmpo.stages.job import Job, open_job, saved_experiment
-from wmpo.stages.order import order, run_missing, turn
+from wmpo.stages.order import run_missing, turn, whole
 from wmpo.stages.tabulate import tabulate
 
 ABOUT = {
@@ -37,6 +37,7 @@ ABOUT = {
     "compare": "WMPO and other methods on the same tasks, seeds, budgets and test starts: one table",
     "pretrain": "remake the tokenizer and world model that runs begin with; no part of run",
     "data": "datasets in and out; see wmpo data --help",
+    "robot": "collect episodes and deploy a policy on a robot; see wmpo robot --help",
 }
 """Commands, in the order in which they are told."""
 
@@ -141,6 +142,9 @@ def _main(args: list[str]) -> None:
     if command == "data":
         cli_data.main(rest)
         return
+    if command == "robot":
+        cli_robot.main(rest)
+        return
     if command not in ABOUT:
         near = difflib.get_close_matches(command, ABOUT, n=2, cutoff=0.4) or list(ABOUT)
         raise ValueError(f"unknown stage {command!r}; did you mean {' or '.join(near)}? See wmpo --help")
@@ -165,7 +169,7 @@ def _main(args: list[str]) -> None:
 def _stages(job: Job, command: str) -> None:
     """Runs what is not complete: of everything, or of one command's stages those of the first round that lacks them."""
     if command == "run":
-        run_missing(job, order(job.experiment.num_rounds))
+        run_missing(job, whole(job))
         return
     todo, why = turn(job, command)
     if not todo:
