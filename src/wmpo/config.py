@@ -32,6 +32,8 @@ class DemosConfig:
     "Successful episodes to record."
     noise: float = 0.3
     "Standard deviation of the noise on the expert's actions."
+    recorded: str = ""
+    "A dataset of solved episodes to take instead: the first ones of it, and no expert plays."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,8 @@ class CollectConfig:
     "Of these, the episodes that only measure: fidelity of the world model, threshold of the reward model."
     shard: int = 32
     "Episodes that are written at once; an interruption loses at most these."
+    recorded: str = ""
+    "A dataset from ``wmpo robot collect``: episodes are taken from it in their order, and no simulator plays."
 
     def shares(self, num_rounds: int) -> list[tuple[int, int]]:
         """(episodes, of these held out) in each round: a double share first, then equal ones."""
@@ -212,6 +216,11 @@ class Experiment:
                     f"num_rounds {self.num_rounds}"
                 )
         audit = self.improve.audit
+        if audit.max_audits and self.collect.recorded:
+            raise ValueError(
+                "audits are played in the simulator, but collect.recorded takes its episodes from a robot; switch "
+                "audits off: --improve.audit.max-episodes 0"
+            )
         if audit.max_audits and audit.num_episodes > held:
             raise ValueError(
                 f"improve.audit.num_episodes {audit.num_episodes} must be at most collect.num_held_out {held}: audits "

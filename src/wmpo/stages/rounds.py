@@ -20,7 +20,12 @@ from wmpo.stages.job import Job
 
 def policy_of(job: Job, number: int) -> SmallPolicy:
     """The policy that plays in a round: the base policy in the first, later that of the round before."""
-    return models.load_policy(*((job.root, "base") if number == 1 else (job.folder_of(number - 1), "improved")))
+    return models.load_policy(*policy_place(job, number))
+
+
+def policy_place(job: Job, number: int) -> tuple[RunFolder, str]:
+    """Folder and name of that policy."""
+    return (job.root, "base") if number == 1 else (job.folder_of(number - 1), "improved")
 
 
 def begins_with(job: Job) -> int:
