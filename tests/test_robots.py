@@ -1,20 +1,19 @@
-"""Episodes on a robot, with people and faults, on a toy arm in this process; and the commands."""
+"""Episodes on a robot, with people and faults, on a toy arm in this process."""
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from finished_run import SENTENCE, finished_run, recorded
+from finished_run import SENTENCE, finished_run
 from toy_arm import Script, ToyArm, after, toy_setup
 
-from wmpo.cli import main
-from wmpo.data.lerobot import append_episodes, read_episodes
+from wmpo.data.lerobot import read_episodes
 from wmpo.data.splits import simulator_starts
 from wmpo.envs.ledger import Ledger
 from wmpo.envs.simulated import Purpose
@@ -45,7 +44,7 @@ Play = Callable[..., list[Played]]
 def play(policy: SmallPolicy, tmp_path: Path) -> Play:
     """Plays until ``wanted`` episodes of two chunks of four are in ``tmp_path/data``."""
 
-    def play(arm: ToyArm, operator: Script, wanted: int, **settings: float) -> list[Played]:
+    def play(arm: ToyArm, operator: Script, wanted: int, **settings: Any) -> list[Played]:
         setup = toy_setup(arm, **settings)
         setup.robot.connect()
         env = RobotEnv(setup, operator, chunk_size=4, max_chunks=2, image_size=32)
@@ -87,6 +86,33 @@ def test_success_ends_the_episode_and_the_chunk_is_spent_standing_still(play: Pl
     assert episode.solved_at == 6 and len(episode.actions) == 8 and operator.asked == []
     for still in episode.actions[6:]:
         assert still[2] == 0 and np.array_equal(np.delete(still, 2), np.delete(episode.actions[5], 2))
+
+
+def test_nothing_moves_when_the_key_is_let_go_while_the_policy_thinks(play: Play, tmp_path: Path) -> None:
+    arm = ToyArm()
+    script = Script(*[Signal.GO_ON] * 5, Signal.RELEASED, Signal.RELEASED, *after(8, Signal.GO_ON), scenes=3)
+    first, second, _ = play(arm, script, 2)
+    assert (first.verdict, first.why) == (Signal.FAILURE, "the key was released")
+    assert first.episode is not None and len(first.episode.actions) == 4
+    assert (second.verdict, second.why) == (Signal.DISCARD, "the key was released before the first action")
+    assert len(read_episodes(tmp_path / "data")) == 2
+
+
+def test_the_arm_goes_home_slowly_while_the_key_is_held(play: Play, tmp_path: Path) -> None:
+    arm = ToyArm()
+    arm.joints = {"pan.pos": 7.0, "lift.pos": 0.0}
+    play(arm, Script(), 1, home=(0.0, 2.0, 0.0, 1.0))
+    way = [action["pan.pos"] for action in arm.sent[:4]]
+    assert way == [5, 3, 1, 0] and [action["lift.pos"] for action in arm.sent[:3]] == [1, 2, 2]
+    (episode,) = read_episodes(tmp_path / "data")
+    assert len(episode.actions) == 8, "the way home is in no episode"
+    operator = Script(Signal.GO_ON, Signal.RELEASED, scenes=1)
+    (played,) = play(arm, operator, 2, home=(-10.0, 2.0, 0.0, 1.0))
+    assert played.verdict == Signal.DISCARD and arm.joints["pan.pos"] > -10
+    with pytest.raises(ValueError, match="home of delta_z must be 0"):
+        play(arm, Script(), 2, home=(0.0, 2.0, 1.0, 1.0))
+    with pytest.raises(ValueError, match="home must be 4 numbers"):
+        toy_setup(home=(0.0, 1.0))
 
 
 @pytest.mark.parametrize("answer", [Signal.SUCCESS, Signal.FAILURE, Signal.DISCARD])
@@ -178,75 +204,3 @@ def test_it_is_a_chunk_env_that_sends_nothing_of_a_chunk_with_nan(policy: SmallP
         check_policy(toy_setup(), 7)
     with pytest.raises(ValueError, match="one episode at a time, not 2"):
         env.reset(simulator_starts([1, 2], SENTENCE))
-
-
-SETUP = """
-from toy_arm import Script, ToyArm, after, toy_setup
-from wmpo.robots.protocol import Signal
-
-def robot():
-    return toy_setup(ToyArm(), Script(*after(2, Signal.SUCCESS), *after(3, Signal.DISCARD)))
-
-def alone():
-    return toy_setup(ToyArm())
-
-def away():
-    arm = ToyArm()
-    arm.unreachable = True
-    return toy_setup(arm, Script())
-
-wrong = 3
-def other():
-    return wrong
-"""
-
-
-def test_collect_and_deploy_as_a_user_types_them(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                                 capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
-    monkeypatch.chdir(tmp_path)
-    Path("arm.py").write_text(SETUP)
-    common = ["--policy", str(run / "models/base.safetensors"), "--max-chunks", "2"]
-    main(["robot", "collect", "arm.py", *common, "--to", "data", "--num-episodes", "3"])
-    assert "data: 3 episodes, 1 solved; 1 more were played, but discarded" in capsys.readouterr().out
-    main(["data", "inspect", "data"])
-    said = capsys.readouterr().out
-    assert "1 of 3 (33 %)" in said and "rate        250 fps" in said and repr(SENTENCE) in said
-    main(["robot", "collect", "arm.py", *common, "--to", "data", "--num-episodes", "3"])
-    assert "holds 3 episodes already" in capsys.readouterr().out
-    main(["robot", "deploy", "arm.py", "--policy", str(run), "--max-chunks", "1", "--to", "deployed",
-          "--num-episodes", "4"])  # fmt: skip
-    assert "greedy: 1 of 4 solved, 25 % [5, 70] (Wilson, 95 %); 1 more were discarded" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        (["collekt"], "did you mean collect?"),
-        (["collect", "nothing.py"], "nothing.py is no Python file"),
-        (["collect", "arm.py:nobody"], "arm.py has no function nobody()"),
-        (["collect", "arm.py:wrong"], "arm.py has no function wrong()"),
-        (["collect", "arm.py:other"], "returned int, not a wmpo.robots.protocol.Setup"),
-        (["collect", "arm.py:away"], "cannot connect to toy arm (no device on /dev/ttyACM0)"),
-        (["collect", "arm.py:alone"], "the dead-man key needs a terminal"),
-        (["collect", "arm.py", "--num-episodes", "0"], "--num-episodes must be at least 1, not 0"),
-        (["deploy", "arm.py", "--temperature", "nan"], "--temperature must be at least 0, not nan"),
-        (["deploy", "arm.py", "--to", "seen"], "must not be mixed"),
-        (["collect", "arm.py", "--to", "small"], "pictures of 16 pixels and 4 action dimensions, not 250, 32 and 4"),
-    ],
-)
-def test_wrong_input_is_explained_in_one_sentence(
-    args: list[str], message: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.stdin", open(os.devnull))  # noqa: SIM115
-    Path("arm.py").write_text(SETUP)
-    Ledger(Path("seen/ledger.jsonl")).record([{"purpose": "collection", "policy": "base", "temperature": 0.5}])
-    append_episodes(Path("small"), [recorded(1, 4, size=16)], fps=20)
-    given = [] if args[0] not in ("collect", "deploy") else ["--policy", str(run / "models/base.safetensors")]
-    where = [] if "--to" in args or not given else ["--to", "data"]
-    with pytest.raises(SystemExit) as ended:
-        main(["robot", *args, *given, *where])
-    said = capsys.readouterr()
-    assert ended.value.code == 2 and message in said.err and "Traceback" not in said.err + said.out
-    assert not Path("data/meta").exists()

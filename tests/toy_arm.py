@@ -101,8 +101,8 @@ class Script:
 
 
 def after(count: int, signal: Signal | BaseException) -> Iterator[Signal | BaseException]:
-    """The person says it after ``count`` actions."""
-    yield from [Signal.GO_ON] * (count - 1)
+    """The person says it after ``count`` actions, in chunks of four: it is asked before each chunk too."""
+    yield from [Signal.GO_ON] * (count - 1 + (count + 3) // 4)
     yield signal
 
 

@@ -18,6 +18,9 @@ from wmpo.robots.protocol import Operator, Reading, RobotError, Setup, Signal
 from wmpo.robots.safety import Pace, RateKeeper, check_action, check_age, check_axes, hold, limit
 from wmpo.types import ChunkStep, Observation, Starts
 
+SETTLING, PATIENCE = 0.5, 30
+"""Seconds: how long an arm rests at home before an episode, and how long it may take to get there."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tally:
@@ -61,6 +64,10 @@ class RobotEnv:
             raise ValueError(f"a robot plays one episode at a time, not {len(starts)}")
         self._starts = starts
         self._begin()
+        if self._setup.home is not None:
+            ended = self._go_home(np.array(self._setup.home))
+            self._begin()
+            self.ended = ended
         reading = self._look()
         check_axes(self._robot.axes, reading.position)
         return Observation(frame=self._seen(1)[:, 0], instruction=starts.instruction)
@@ -74,6 +81,30 @@ class RobotEnv:
         self._captured = -math.inf
         self._rate.start()
 
+    def _go_home(self, home: Float[np.ndarray, " A"]) -> Signal:
+        """By steps within the limits, which are in no episode. Raises RobotError when the arm does not get there."""
+        settling = max(1, round(SETTLING * self._setup.rate))
+        left = 0
+        position = self._look().position
+        check_axes(self._robot.axes, position)
+        blind = self._relative & ~np.isfinite(position) & (home != 0)
+        if blind.any():  # it would move on and on
+            names = [axis.name for axis, is_blind in zip(self._robot.axes, blind, strict=True) if is_blind]
+            raise ValueError(f"home of {', '.join(names)} must be 0, as the robot does not measure where it is")
+        for _ in range(round(PATIENCE * self._setup.rate)):
+            allowed = limit(self._robot.axes, np.where(self._relative, home - self._here, home), self._here)
+            self._robot.send(allowed.action)
+            self._rate.wait()
+            self._look()
+            said = self._operator.poll()
+            if said != Signal.GO_ON:
+                self._robot.stop()
+                return said
+            left = settling if allowed.changed else left - 1  # once the place itself is sent, the arm must settle
+            if left < 0:
+                return Signal.GO_ON
+        raise RobotError(f"the arm did not get home within {PATIENCE} s; look what is in its way, or correct home")
+
     def step(self, chunk: Float[Tensor, "B K A"]) -> ChunkStep:
         """Plays a chunk. Raises ValueError for NaN or infinity, before anything of the chunk is sent, and RobotError
         when the robot does not answer any longer."""
@@ -81,6 +112,12 @@ class RobotEnv:
         for action in actions:
             check_action(self._robot.axes, action)  # a chunk that ends in NaN is not even begun
         begun = len(self._actions)
+        if self.ended == Signal.GO_ON:
+            self.ended = self._operator.poll()  # the policy may have thought for long
+        if self.ended != Signal.GO_ON:
+            self._robot.stop()
+            self._solved_at = begun
+            return self._over(self._seen(1).expand(-1, self.chunk_size, -1, -1, -1), steps=0)
         for action in actions:
             if self.ended == Signal.SUCCESS:
                 self._act(hold(self._robot.axes, self._actions[-1]))
@@ -97,12 +134,13 @@ class RobotEnv:
             solved = self._solved_at - begun if self.ended == Signal.SUCCESS else 0
             return self._clock.tick(frames, torch.tensor([solved]))
         missing = self.chunk_size - frames.shape[1]
-        return ChunkStep(
-            frames=torch.cat([frames, frames[:, -1:].expand(-1, missing, -1, -1, -1)], dim=1),
-            terminated=torch.tensor([False]),
-            truncated=torch.tensor([True]),
-            steps=torch.tensor([len(self._actions) - begun]),
-        )
+        frames = torch.cat([frames, frames[:, -1:].expand(-1, missing, -1, -1, -1)], dim=1)
+        return self._over(frames, steps=len(self._actions) - begun)
+
+    def _over(self, frames: UInt8[Tensor, "1 K h w 3"], steps: int) -> ChunkStep:
+        """The person has ended the episode."""
+        solved = torch.tensor([self.ended == Signal.SUCCESS])
+        return ChunkStep(frames=frames, terminated=solved, truncated=~solved, steps=torch.tensor([steps]))
 
     def stop(self) -> None:
         self._robot.stop()

@@ -108,8 +108,8 @@ class LeRobotRobot:
         return frame
 
     def _captured(self, frame: UInt8[np.ndarray, "h w 3"]) -> float:
-        """Of the camera's own clock where it tells; else since when this very picture is given, as real cameras never
-        give the same one twice."""
+        """Of the camera's own clock where it tells (perhaps of the picture after this one, as it goes on meanwhile);
+        else since when this very picture is given, as real cameras never give the same one twice."""
         now = time.monotonic()
         stamp = getattr(getattr(self._robot, "cameras", {}).get(self._camera), "latest_timestamp", None)
         if stamp is not None:

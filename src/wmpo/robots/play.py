@@ -56,6 +56,8 @@ def play_episode(
         with _stopping(env):
             run_episodes(env, policy, starts, temperature=purpose.temperature, seed=purpose.seed)
         verdict, why = env.ended, WHY[env.ended]
+        if env.num_actions == 0:
+            verdict, why = Signal.DISCARD, f"{why} before the first action"
         if verdict in (Signal.GO_ON, Signal.RELEASED):
             verdict = operator.judge(why)
     except StaleFrames as error:

@@ -121,7 +121,7 @@ class Operator(Protocol):
         ...
 
     def poll(self) -> Signal:
-        """What the person says now, without waiting: asked after every action."""
+        """What the person says now, without waiting: asked before a chunk begins and after every action."""
         ...
 
     def judge(self, why: str) -> Signal:
@@ -144,6 +144,9 @@ class Setup:
     "None: a person at the terminal."
     max_age: float = 0.25
     "Seconds; an older picture stops the episode."
+    home: tuple[float, ...] | None = None
+    """Where the arm goes before each episode, slowly and while the key is held: a position for each axis, in units of
+    actions. None: somebody brings it there while the scene is laid out."""
     speed: float = 1.0
     "How many times faster than a clock the robot lives: 1 for every real one."
 
@@ -151,3 +154,7 @@ class Setup:
         for name, value in (("rate", self.rate), ("max_age", self.max_age), ("speed", self.speed)):
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} of a robot must be above 0, not {value}")
+        if self.home is not None and (
+            len(self.home) != len(self.robot.axes) or not all(math.isfinite(place) for place in self.home)
+        ):
+            raise ValueError(f"home must be {len(self.robot.axes)} numbers, one for each axis, not {self.home}")
