@@ -30,7 +30,7 @@ class ToyArm:
     def __init__(self, *, fails: dict[int, Exception] | None = None, stamped: bool = True) -> None:
         self.fails, self.reads, self.sent, self.connected = fails or {}, 0, list[dict[str, float]](), False
         self.joints = dict.fromkeys(JOINTS, 0.0)
-        self.is_calibrated, self.unreachable, self.frozen = True, False, False
+        self.is_calibrated, self.unreachable, self.frozen, self.lag = True, False, False, 0.0
         self.shown: dict[str, Any] = {}
         if stamped:
             self.cameras = {"front": SimpleNamespace(latest_timestamp=time.perf_counter())}
@@ -62,7 +62,7 @@ class ToyArm:
             raise self.fails[self.reads]
         frame = np.random.default_rng(0 if self.frozen else self.reads).integers(0, 256, (48, 64, 3), dtype=np.uint8)
         if hasattr(self, "cameras") and not self.frozen:
-            self.cameras["front"].latest_timestamp = time.perf_counter()
+            self.cameras["front"].latest_timestamp = time.perf_counter() - self.lag
         return {**self.joints, "front": frame, "wrist": frame} | self.shown
 
     def send_action(self, action: dict[str, float]) -> dict[str, float]:
@@ -107,4 +107,6 @@ def after(count: int, signal: Signal | BaseException) -> Iterator[Signal | BaseE
 
 
 def toy_setup(arm: ToyArm | None = None, operator: Any = None, **settings: Any) -> Setup:
-    return Setup(robot=LeRobotRobot(arm or ToyArm(), "front", AXES), rate=250, operator=operator, **settings)
+    """A picture may be a minute old: a machine that is busy with other things may stop a test for a while."""
+    robot = LeRobotRobot(arm or ToyArm(), "front", AXES)
+    return Setup(robot=robot, rate=250, operator=operator, max_age=60, **settings)

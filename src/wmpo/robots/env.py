@@ -180,9 +180,9 @@ class RobotEnv:
 
     def _look(self) -> Reading:
         reading = self._robot.observe()
-        check_age(reading, time.monotonic(), self._setup.max_age, self._setup.speed)
-        self._repeated += reading.captured <= self._captured + 1e-4
+        self._repeated += reading.captured <= self._captured
         self._captured = reading.captured
+        check_age(reading, time.perf_counter(), self._setup.max_age, self._setup.speed)
         counted = np.where(self._relative, self._travelled, np.nan)
         self._here = np.where(np.isfinite(reading.position), reading.position, counted)
         self._frames.append(resize(reading.frame[None], self._size))

@@ -110,10 +110,10 @@ class LeRobotRobot:
     def _captured(self, frame: UInt8[np.ndarray, "h w 3"]) -> float:
         """Of the camera's own clock where it tells (perhaps of the picture after this one, as it goes on meanwhile);
         else since when this very picture is given, as real cameras never give the same one twice."""
-        now = time.monotonic()
+        now = time.perf_counter()
         stamp = getattr(getattr(self._robot, "cameras", {}).get(self._camera), "latest_timestamp", None)
         if stamp is not None:
-            return now - max(0.0, time.perf_counter() - float(stamp))
+            return float(stamp)
         content = frame.tobytes()
         if content != self._picture[0]:
             self._picture = content, now

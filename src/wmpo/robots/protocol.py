@@ -61,7 +61,7 @@ class Reading:
     position: Float[np.ndarray, " A"]
     "Where each axis is, in units of actions; NaN where it is not measured."
     captured: float
-    "When the picture was taken, in seconds of ``time.monotonic``."
+    "When the picture was taken, in seconds of ``time.perf_counter``, as LeRobot's cameras count."
 
 
 class Robot(Protocol):

@@ -51,9 +51,8 @@ class _Life:
 
     sim: MetaWorldSim
     faults: Faults
-    period: float
-    "Seconds of the clock."
     latency: float
+    "Seconds of the clock."
     pending: np.ndarray | None = None
     gripper: float = -1.0
     idle: int = 0
@@ -101,13 +100,17 @@ class _Life:
         now = time.perf_counter()
         arrived = [shot for shot in self.shots if shot[0] <= now - self.latency] or [self.shots[0]]
         taken, frame = arrived[-1]
-        return self.sim.env.get_endeff_pos() - self.sim.env.hand_init_pos, frame, now - taken
+        return self.sim.env.get_endeff_pos() - self.sim.env.hand_init_pos, frame, taken
 
 
 def _serve(pipe: Connection, config: MetaWorldConfig, faults: Faults, period: float, latency: float) -> None:
     """The loop of the process: it keeps its time and answers in between."""
-    life = _Life(MetaWorldSim(config), faults, period, latency)
-    life.reset(0)
+    try:
+        life = _Life(MetaWorldSim(config), faults, latency)
+        life.reset(0)
+    except Exception as error:
+        pipe.send(("error", str(error)))
+        return
     pipe.send(("ok", None))
     due = time.perf_counter() + period
     while True:
@@ -175,8 +178,8 @@ class SimulatedArm:
         self._receive()
 
     def get_observation(self) -> dict[str, Any]:
-        hand, frame, age = self.ask("observe")
-        self.cameras[CAMERA].latest_timestamp = time.perf_counter() - age
+        hand, frame, taken = self.ask("observe")
+        self.cameras[CAMERA].latest_timestamp = taken  # processes of one machine share this clock
         return {**dict(zip("xyz", map(float, hand), strict=True)), CAMERA: frame}
 
     def send_action(self, action: dict[str, Any]) -> dict[str, Any]:
