@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import os
 import time
@@ -194,10 +193,10 @@ def test_the_age_of_a_picture_is_known_with_and_without_the_cameras_clock(stampe
     assert robot.observe().captured > first.captured + 0.015
 
 
-def test_keys_at_a_terminal() -> None:
+def test_keys_at_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     ours, theirs = os.openpty()
-    clock, out = FakeClock(), io.StringIO()
-    with TerminalOperator(keys=theirs, out=out, clock=lambda: clock.now, grace=0.5) as operator:
+    clock = FakeClock()
+    with TerminalOperator(keys=theirs, clock=lambda: clock.now, grace=0.5) as operator:
 
         def press(keys: str) -> None:
             os.write(ours, keys.encode())
@@ -218,7 +217,7 @@ def test_keys_at_a_terminal() -> None:
             assert operator.poll() == signal
         press("x f")
         assert operator.judge("its time is over") == Signal.FAILURE
-        assert "stands still: its time is over" in out.getvalue()
+        assert "stands still: its time is over" in capsys.readouterr().err
         press("q")
         assert operator.poll() == Signal.RELEASED
     os.close(ours)

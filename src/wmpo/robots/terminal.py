@@ -7,7 +7,6 @@ import select
 import sys
 import time
 from collections.abc import Callable
-from typing import TextIO
 
 from wmpo.robots.protocol import RobotError, Signal
 
@@ -27,7 +26,6 @@ class TerminalOperator:
     Args:
         grace: seconds.
         keys: a file descriptor of a terminal; by default the standard input.
-        out: where lines are shown.
         clock: seconds that only increase.
 
     Raises RobotError where there is no terminal, as then nobody could stop the robot.
@@ -38,10 +36,9 @@ class TerminalOperator:
         *,
         grace: float = 0.75,
         keys: int | None = None,
-        out: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._grace, self._out, self._clock = grace, out or sys.stderr, clock
+        self._grace, self._clock = grace, clock
         try:
             self._keys = sys.stdin.fileno() if keys is None else keys
             is_terminal = os.isatty(self._keys)
@@ -95,7 +92,7 @@ class TerminalOperator:
                     return KEYS[key]
 
     def tell(self, text: str) -> None:
-        print(text, file=self._out, flush=True)
+        print(text, file=sys.stderr, flush=True)
 
     def _pressed(self, timeout: float | None) -> str:
         """Keys since the last call; waits for one so many seconds (None: as long as it takes)."""

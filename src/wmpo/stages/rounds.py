@@ -93,7 +93,8 @@ def opening_audit(job: Job) -> dict[str, Any]:
     measured = (job.folder.summary("reward") or {})["imagined"]
     figures = {key: measured[key] for key in ("j", "j_interval", "n")}
     real, imagined = measured["positives"] / measured["n"], measured["called"]
-    found = Rates(**{field.name: measured[field.name] for field in fields(Rates)})
+    plain = {field.name: measured[field.name] for field in fields(Rates)}
+    found = Rates(**{name: tuple(v) if isinstance(v, list) else v for name, v in plain.items()})  # JSON has no tuples
     said = {"verdict": "the base policy", "warning": warning(found, imagined)}
     return {"iteration": 0, "real": real, "imagined": imagined, **figures, **said}
 
