@@ -93,8 +93,9 @@ def opening_audit(job: Job) -> dict[str, Any]:
     measured = (job.folder.summary("reward") or {})["imagined"]
     figures = {key: measured[key] for key in ("j", "j_interval", "n")}
     real, imagined = measured["positives"] / measured["n"], measured["called"]
-    plain = {field.name: measured[field.name] for field in fields(Rates)}
-    found = Rates(**{name: tuple(v) if isinstance(v, list) else v for name, v in plain.items()})  # JSON has no tuples
+    saved: dict[str, Any] = {field.name: measured[field.name] for field in fields(Rates)}
+    saved |= {name: tuple(value) for name, value in saved.items() if isinstance(value, list)}  # JSON has no tuples
+    found = Rates(**saved)
     said = {"verdict": "the base policy", "warning": warning(found, imagined)}
     return {"iteration": 0, "real": real, "imagined": imagined, **figures, **said}
 
