@@ -24,6 +24,7 @@ HEAVY = {
     "tokenizers",
     "skimage",
     "ray",
+    "lerobot",
 }
 
 
@@ -72,7 +73,12 @@ def test_rollouts_and_imagination_know_no_concrete_model() -> None:
         (("data",), ("policy", "world_model", "reward", "rl", "envs", "rollout", "train", "evaluation")),
         (("envs",), ("rollout", "execution", "train", "evaluation", "policy", "world_model", "rl")),
         (("rollout", "execution"), ("train", "evaluation", "report", "config", "recipes")),
-        (("evaluation",), ("train", "execution", "config", "recipes")),
+        (("evaluation",), ("train", "execution", "config", "recipes", "robots")),
+        (("envs", "rollout", "execution", "train", "data"), ("robots",)),
+        (
+            ("robots",),
+            ("policy", "world_model", "reward", "rl", "train", "execution", "evaluation", "config", "recipes"),
+        ),
         (("train",), ("config", "recipes")),
     ],
 )
@@ -81,15 +87,15 @@ def test_lower_layers_do_not_know_upper_ones(lower: tuple[str, ...], upper: tupl
         assert not uses(name, *(f"wmpo.{p}" for p in (*upper, "stages", "cli"))), name
 
 
-ENTRANCES = ("__init__.py", "cli.py", "cli_compare.py", "cli_data.py", "cli_serve.py")
+COMMANDS = ("cli.py", "cli_compare.py", "cli_data.py", "cli_robot.py", "cli_serve.py")
+ENTRANCES = ("__init__.py", *COMMANDS)
 
 
 def test_only_the_command_line_knows_the_stages_and_its_parser() -> None:
-    entrances = [*ENTRANCES[1:]]
-    assert [name for name in TREES if uses(name, "tyro")] == entrances
+    assert [name for name in TREES if uses(name, "tyro")] == [*COMMANDS, "subcommands.py"]
     known = {*ENTRANCES, "stages", "serve"} - {"cli_serve.py"}
     assert {name.split("/")[0] for name in TREES if uses(name, "wmpo.stages")} == known
-    assert [name for name in TREES if uses(name, *(f"wmpo.{entrance[:-3]}" for entrance in entrances))] == ["cli.py"]
+    assert [name for name in TREES if uses(name, *(f"wmpo.{command[:-3]}" for command in COMMANDS))] == ["cli.py"]
 
 
 def test_pages_are_served_from_one_place_that_only_the_command_line_knows() -> None:

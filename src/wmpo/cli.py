@@ -11,14 +11,14 @@ from typing import Annotated
 
 import tyro
 
-from wmpo import cli_compare, cli_data, cli_serve
+from wmpo import cli_compare, cli_data, cli_robot, cli_serve
 from wmpo.cli_compare import peek
 from wmpo.config import Experiment
 from wmpo.recipes import RECIPES, recipe
 from wmpo.report.render import render
 from wmpo.stages import pretrain
 from wmpo.stages.job import Job, open_job, saved_experiment
-from wmpo.stages.order import order, run_missing, turn
+from wmpo.stages.order import run_missing, turn, whole
 
 ABOUT = {
     "demos": "record the scripted expert",
@@ -38,8 +38,11 @@ ABOUT = {
     "pretrain": "remake the tokenizer and world model that runs begin with; no part of run",
     "data": "datasets in and out; see wmpo data --help",
     "serve": "a run in the browser: live curves, replays, and its dream to play; see wmpo serve --help",
+    "robot": "collect episodes and deploy a policy on a robot; see wmpo robot --help",
 }
 """Commands, in the order in which they are told."""
+APART = {"data": cli_data, "serve": cli_serve, "robot": cli_robot}
+"""Commands that take no recipe."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,8 +109,8 @@ def _main(args: list[str]) -> None:
 
         print(version("wmpo"))
         return
-    if command in ("data", "serve"):
-        (cli_data if command == "data" else cli_serve).main(rest)
+    if command in APART:
+        APART[command].main(rest)
         return
     if command not in ABOUT:
         near = difflib.get_close_matches(command, ABOUT, n=2, cutoff=0.4) or list(ABOUT)
@@ -133,7 +136,7 @@ def _main(args: list[str]) -> None:
 def _stages(job: Job, command: str) -> None:
     """Runs what is not complete: of everything, or of one command's stages those of the first round that lacks them."""
     if command == "run":
-        run_missing(job, order(job.experiment.num_rounds))
+        run_missing(job, whole(job))
         return
     todo, why = turn(job, command)
     if not todo:

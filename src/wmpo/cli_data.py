@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import io
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +17,7 @@ from wmpo.data.overview import Overview, overview
 from wmpo.data.source import Keys, Source
 from wmpo.report.video import strip
 from wmpo.stages.export import export
+from wmpo.subcommands import Commands, dispatch
 
 USAGE = """usage: wmpo data COMMAND ...
 
@@ -95,14 +94,7 @@ class Export:
 
 def main(args: list[str]) -> None:
     """Raises ValueError for wrong input, like every command."""
-    if not args or args[0] in ("-h", "--help"):
-        print(USAGE)
-        raise SystemExit(0 if args else 2)
-    if args[0] not in _COMMANDS:
-        near = difflib.get_close_matches(args[0], _COMMANDS, n=1, cutoff=0.4) or list(_COMMANDS)
-        raise ValueError(f"unknown command wmpo data {args[0]}; did you mean {' or '.join(near)}? See wmpo data --help")
-    settings, action = _COMMANDS[args[0]]
-    action(tyro.cli(settings, args=[a for a in args[1:] if a != "--debug"], prog=f"wmpo data {args[0]}"))
+    dispatch("data", args, USAGE, _COMMANDS)
 
 
 def _import(settings: Import) -> None:
@@ -181,7 +173,7 @@ def _export(settings: Export) -> None:
     print(f"{settings.to}: {done.num_episodes} {settings.what} episodes, {done.num_solved} solved")
 
 
-_COMMANDS: dict[str, tuple[Any, Callable[[Any], None]]] = {
+_COMMANDS: Commands = {
     "import": (Import, _import),
     "inspect": (Inspect, _inspect),
     "export": (Export, _export),

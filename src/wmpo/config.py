@@ -32,6 +32,8 @@ class DemosConfig:
     "Successful episodes to record."
     noise: float = 0.3
     "Standard deviation of the noise on the expert's actions."
+    recorded: str = ""
+    "A dataset of solved episodes to take instead: the first ones of it, and no expert plays."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,8 @@ class CollectConfig:
     "Episodes that are written at once; an interruption loses at most these."
     every_round: bool = False
     "Lifelong: num_episodes and num_held_out are those of each round, not of all together."
+    recorded: str = ""
+    "A dataset from ``wmpo robot collect``: episodes are taken from it in their order, and no simulator plays."
 
     def shares(self, num_rounds: int) -> list[tuple[int, int]]:
         """(episodes, of these held out) in each round: a double share first, then equal ones."""
@@ -216,6 +220,11 @@ class Experiment:
                     f"num_rounds {self.num_rounds}"
                 )
         audit = self.improve.audit
+        if audit.max_audits and self.collect.recorded:
+            raise ValueError(
+                "audits are played in the simulator, but collect.recorded takes its episodes from a robot; switch "
+                "audits off: --improve.audit.max-episodes 0"
+            )
         if audit.max_audits and audit.num_episodes > held:
             raise ValueError(
                 f"improve.audit.num_episodes {audit.num_episodes} must be at most collect.num_held_out {held}: audits "

@@ -9,7 +9,7 @@ import torch
 
 from wmpo.types import Starts
 
-Split = Literal["demonstrations", "collection", "validation", "test", "throughput", "pretraining"]
+Split = Literal["demonstrations", "collection", "validation", "test", "throughput", "pretraining", "robot"]
 _BLOCK = 10_000_000
 _FIRST: dict[Split, int] = {
     "demonstrations": 1 * _BLOCK,
@@ -18,6 +18,7 @@ _FIRST: dict[Split, int] = {
     "test": 5 * _BLOCK,
     "throughput": 6 * _BLOCK,
     "pretraining": 7 * _BLOCK,
+    "robot": 8 * _BLOCK,  # no seeds of a simulator, but names of scenes that somebody laid out
 }
 _RUN = 100_000  # start states of one run
 

@@ -254,7 +254,7 @@ class SimulatedEnv:
 
 
 @contextmanager
-def _uninterrupted() -> Iterator[None]:
+def uninterrupted() -> Iterator[None]:
     """Ctrl-C waits until all processes have begun, and never reaches them: they inherit the blocked signal.
 
     Blocking alone would not hold it back here: one of torch's threads would take it.
@@ -286,7 +286,7 @@ class _Workers:
         context = mp.get_context("spawn")
         self._pipes: list[Connection] = []
         self._processes = []
-        with _uninterrupted():
+        with uninterrupted():
             for _ in range(count):
                 ours, theirs = context.Pipe()
                 process = context.Process(target=_serve, args=(theirs, config), daemon=True)

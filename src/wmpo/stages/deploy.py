@@ -58,6 +58,11 @@ def load_policy(path: str | Path) -> LoadedPolicy:
 
     Raises ValueError when there is no such policy yet, or the file is damaged.
     """
+    return LoadedPolicy(*models.open_policy(policy_file(path)))
+
+
+def policy_file(path: str | Path) -> Path:
+    """The file that :func:`load_policy` opens."""
     place = Path(path)
     if place.is_dir():
         job = existing_job(place)
@@ -67,4 +72,4 @@ def load_policy(path: str | Path) -> LoadedPolicy:
             )
         folder, name = handed_in(job)
         place = folder.model(name)
-    return LoadedPolicy(*models.open_policy(place))
+    return place

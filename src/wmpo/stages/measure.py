@@ -36,6 +36,11 @@ def evaluate(job: Job) -> None:
     audits), the base policy is handed in.
     """
     require(job, "evaluate", "improve")
+    if job.experiment.collect.recorded:
+        raise ValueError(
+            "evaluate plays in the simulator, but this run learned from a robot; run there: "
+            f"wmpo robot deploy SETUP.py --policy {job.root.path} --to FOLDER"
+        )
     log = job.log("evaluate")
     places = {"base": job.root, "improved": job.folder}
     policies = {name: load_policy(place, name) for name, place in places.items()}

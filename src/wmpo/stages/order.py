@@ -34,6 +34,12 @@ def order(num_rounds: int) -> list[tuple[str, int]]:
     return [("demos", 1), ("sft", 1), *rounds(num_rounds), ("evaluate", num_rounds)]
 
 
+def whole(job: Job) -> list[tuple[str, int]]:
+    """What ``run`` runs. A run that learns from a robot's episodes is evaluated on the robot."""
+    stages = order(job.experiment.num_rounds)
+    return stages[:-1] if job.experiment.collect.recorded else stages
+
+
 def missing(job: Job, wanted: list[tuple[str, int]]) -> list[tuple[str, int]]:
     """Those of the stages that are not complete."""
     return [(stage, number) for stage, number in wanted if job.place(stage, number).summary(stage) is None]

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from wmpo.data.episode import Episode
-from wmpo.data.lerobot import append_episodes, num_episodes, read_episodes
+from wmpo.data.lerobot import append_episodes, num_episodes, open_lerobot, read_episodes
+from wmpo.data.source import Keys
 from wmpo.data.splits import simulator_starts, start_seeds
 from wmpo.envs.simulated import Purpose, SimulatedEnv
 from wmpo.evaluation.audit import signed
 from wmpo.protocols import Policy
+from wmpo.report.run import RunFolder
 from wmpo.rollout.run import run_episodes
 from wmpo.stages.job import Job, finish, require
-from wmpo.stages.rounds import look_back, policy_of
+from wmpo.stages.rounds import look_back, policy_of, policy_place
 from wmpo.types import Rollouts
 
 REPETITION = 1_000_000_000
@@ -25,6 +30,11 @@ REPETITION = 1_000_000_000
 def demos(job: Job) -> None:
     """Records successful episodes of the scripted expert, with noise on its actions."""
     log, config, root = job.log("demos"), job.experiment.demos, job.dataset("demonstrations")
+    if config.recorded and num_episodes(root) == 0:
+        taken = taken_from(job, Path(config.recorded), 0, config.num_episodes, "record more of them")
+        if failed := [i for i, episode in enumerate(taken) if not episode.success]:
+            raise ValueError(f"{config.recorded}: episodes {failed[:4]} are not solved, so they demonstrate nothing")
+        append_episodes(root, [episode.until_solved() for episode in taken], fps=job.fps)
     solved: list[Episode] = []
     tried, most = 0, 20 + 10 * config.num_episodes
     if num_episodes(root) == 0:  # they take seconds, so they are written all at once
@@ -65,14 +75,19 @@ def collect(job: Job) -> None:
     log, config, root = job.log("collect"), job.experiment.collect, job.dataset("collected")
     *before, (wanted, _) = job.shares()
     earlier = sum(episodes for episodes, _ in before)
-    policy = policy_of(job, job.round)
-    env = job.real_env(Purpose("collection", job.policy_name, config.temperature, job.seed), frame_stride=1)
-    while (have := num_episodes(root)) < wanted:
-        count = min(config.shard, wanted - have)
-        seeds = start_seeds("collection", job.seed, earlier + have, count)
-        episodes = play(env, policy, seeds, job, temperature=config.temperature, policy_name=job.policy_name)
-        append_episodes(root, episodes, fps=job.fps)
-        log.progress(have + count, wanted, "episodes")
+    if config.recorded and num_episodes(root) == 0:
+        file = RunFolder.model(*policy_place(job, job.round))
+        more = f"record more: wmpo robot collect SETUP.py --policy {file} --to {config.recorded}"
+        append_episodes(root, taken_from(job, Path(config.recorded), earlier, wanted, more), fps=job.fps)
+    if not config.recorded:
+        policy = policy_of(job, job.round)
+        env = job.real_env(Purpose("collection", job.policy_name, config.temperature, job.seed), frame_stride=1)
+        while (have := num_episodes(root)) < wanted:
+            count = min(config.shard, wanted - have)
+            seeds = start_seeds("collection", job.seed, earlier + have, count)
+            episodes = play(env, policy, seeds, job, temperature=config.temperature, policy_name=job.policy_name)
+            append_episodes(root, episodes, fps=job.fps)
+            log.progress(have + count, wanted, "episodes")
     played = read_episodes(root)
     success = [e.success for e in played]
     rate = sum(success) / len(success)
@@ -92,6 +107,31 @@ def collect(job: Job) -> None:
             "(--name)"
         )
     finish(log, summary, text)
+
+
+def taken_from(job: Job, source: Path, first: int, count: int, more: str) -> list[Episode]:
+    """Episodes ``first .. first + count - 1`` of a recorded dataset, each with a start of its own.
+
+    Raises ValueError when there are fewer, which says what to do (``more``), or when they are not as this run's.
+    """
+    have = num_episodes(source)
+    if have < first + count:
+        raise ValueError(
+            f"{source} holds {have} episodes, but {first + count} are needed by now; {more} "
+            f"--num-episodes {first + count}"
+        )
+    opened = open_lerobot(source, Keys())
+    episodes = list(islice(opened.episodes, first, first + count))
+    size = job.experiment.env.image_size
+    for wanted, found, fix in (
+        (job.fps, opened.fps, "--env.action-repeat"),
+        ((size, size, 3), episodes[0].frames.shape[1:], "--env.image-size, or wmpo data import --image-size"),
+        (job.action_dim, episodes[0].actions.shape[1], "another robot: a run learns hand movements and a gripper"),
+    ):
+        if found != wanted:
+            raise ValueError(f"{source} has {found} where this run has {wanted}; change {fix}")
+    starts = start_seeds("robot", job.seed, first, count)
+    return [replace(episode, start=i, episode_id=i) for i, episode in zip(starts, episodes, strict=True)]
 
 
 def play(

@@ -20,7 +20,12 @@ from wmpo.stages.job import Job
 
 def policy_of(job: Job, number: int) -> SmallPolicy:
     """The policy that plays in a round: the base policy in the first, later that of the round before."""
-    return models.load_policy(*((job.root, "base") if number == 1 else (job.folder_of(number - 1), "improved")))
+    return models.load_policy(*policy_place(job, number))
+
+
+def policy_place(job: Job, number: int) -> tuple[RunFolder, str]:
+    """Folder and name of that policy."""
+    return (job.root, "base") if number == 1 else (job.folder_of(number - 1), "improved")
 
 
 def begins_with(job: Job) -> int:
@@ -88,7 +93,9 @@ def opening_audit(job: Job) -> dict[str, Any]:
     measured = (job.folder.summary("reward") or {})["imagined"]
     figures = {key: measured[key] for key in ("j", "j_interval", "n")}
     real, imagined = measured["positives"] / measured["n"], measured["called"]
-    found = Rates(**{field.name: measured[field.name] for field in fields(Rates)})
+    saved: dict[str, Any] = {field.name: measured[field.name] for field in fields(Rates)}
+    saved |= {name: tuple(value) for name, value in saved.items() if isinstance(value, list)}  # JSON has no tuples
+    found = Rates(**saved)
     said = {"verdict": "the base policy", "warning": warning(found, imagined)}
     return {"iteration": 0, "real": real, "imagined": imagined, **figures, **said}
 
