@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 from commands import WMPO, refused, wmpo
 
+from wmpo.cli import main
 from wmpo.report.run import RunFolder
 from wmpo.stages.guards import guarded_env, starts_to_improve
 from wmpo.stages.job import Job, saved_experiment
@@ -62,7 +64,8 @@ def test_a_run_ends_with_results_a_report_and_an_honest_ledger(finished: Path) -
 
 def test_finished_stages_are_not_run_again(finished: Path) -> None:
     before = (finished / "ledger.jsonl").read_bytes()
-    assert wmpo("run", "tiny", cwd=finished.parents[1]).returncode == 0
+    with contextlib.chdir(finished.parents[1]):
+        main(["run", "tiny"])
     assert (finished / "ledger.jsonl").read_bytes() == before
 
 

@@ -265,7 +265,7 @@ def test_ids_are_unique_and_a_second_rendering_is_the_same(finished: Path) -> No
     assert not list(finished.glob(".*")), "no temporary file stays"
 
 
-@pytest.mark.parametrize("stages", range(len(STAGES)))
+@pytest.mark.parametrize("stages", (0, 2, 4, 7, 8))
 def test_an_unfinished_run_says_what_is_missing(tmp_path: Path, stages: int) -> None:
     page = rendered(write_run(tmp_path / "mine", stages=stages))
     assert f"{stages} of 9 stages" in page.text["top"]
