@@ -22,7 +22,6 @@ from wmpo.evaluation.statistics import paired_difference
 
 RESULTS = Path(__file__).parent / "results" / "ablations"
 PLAIN = "as it is"
-ALL_T_1 = "--collect.temperature 1 --improve.temperature 1 --evaluate.temperatures 0 1"
 VARIANTS = {
     PLAIN: "",
     "no noise on context frames": "--world-model-training.context-noise 0",
@@ -32,7 +31,7 @@ VARIANTS = {
     "no dynamic sampling": "--improve.groups.no-dynamic-sampling",
     "no higher upper clip": "--improve.grpo.clip.high 0.2",
     "one ratio a chunk": "--improve.grpo.clip.ratio chunk",
-    "temperature 1": ALL_T_1,
+    "temperature 1": "--collect.temperature 1 --improve.temperature 1 --evaluate.temperatures 0 1",
     "no cloning before imagination": "--clone.no-enabled",
     "one round": "--num-rounds 1 --improve.num-iterations 12",
 }

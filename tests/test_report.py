@@ -245,7 +245,7 @@ def test_a_finished_run_is_told_whole(finished: Path) -> None:
 
 def test_the_report_needs_no_other_part_of_the_package() -> None:
     folder = Path(report.__file__).parent
-    for name in ("render", "reading", "headline", "page", "plots", "style", "video"):
+    for name in ("render", "reading", "headline", "page", "plots", "style", "video", "comparison", "comparison_page"):
         imported = re.findall(r"(?:from|import) (wmpo\S*)", (folder / f"{name}.py").read_text())
         assert all(module.startswith("wmpo.report") for module in imported), name
 

@@ -7,13 +7,11 @@ import difflib
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated
 
 import tyro
 
 from wmpo import cli_compare, cli_data, cli_robot, cli_serve
-from wmpo.cli_compare import peek
-from wmpo.config import Experiment
+from wmpo.cli_common import Shared, peek
 from wmpo.recipes import RECIPES, recipe
 from wmpo.report.render import render
 from wmpo.stages import pretrain
@@ -46,18 +44,13 @@ APART = {"data": cli_data, "serve": cli_serve, "robot": cli_robot}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(Shared):
     """Settings of a run."""
 
     name: str = ""
     "Folder of the run under --runs; by default the recipe's name."
     seed: int = 0
     "Everything random depends on it."
-    runs: Path = Path("runs")
-    "Where the folders of runs are."
-    debug: bool = False
-    "Show the whole traceback of an error."
-    experiment: Annotated[Experiment, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Experiment)
 
 
 def usage() -> str:

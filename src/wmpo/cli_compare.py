@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Any
 
 import tyro
 
-from wmpo.config import Experiment
+from wmpo.cli_common import Shared, peek
 from wmpo.recipes import recipe
 from wmpo.report.comparison import write_comparison
 from wmpo.report.comparison_page import write_page
@@ -17,18 +17,13 @@ from wmpo.stages.tabulate import tabulate
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Several:
+class _Several(Shared):
     tasks: tuple[str, ...] = ()
     "Tasks; by default the recipe's."
     seeds: int = 3
     "How many seeds, from 0 on."
     show: bool = False
     "Print the table of what is there, and run nothing."
-    runs: Path = Path("runs")
-    "Where the folders of runs are."
-    debug: bool = False
-    "Show the whole traceback of an error."
-    experiment: Annotated[Experiment, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Experiment)
 
     def _plan(self, name: str, methods: tuple[str, ...], budgets: tuple[int, ...]) -> compare.Plan:
         return compare.Plan(
@@ -55,13 +50,6 @@ class Comparison(_Several):
     def plan(self, name: str) -> compare.Plan:
         return self._plan(name, self.methods, self.budgets)
 
-    @classmethod
-    def of(cls, plan: compare.Plan) -> Comparison:
-        return cls(
-            tasks=plan.tasks, methods=plan.methods, budgets=plan.budgets, seeds=plan.num_seeds,
-            experiment=plan.experiment,
-        )  # fmt: skip
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Lifelong(_Several):
@@ -80,13 +68,6 @@ class Lifelong(_Several):
         each = self.experiment.collect.num_episodes
         budgets = tuple(each * number for number in range(1, self.rounds + 1))
         return dataclasses.replace(self._plan(name, self.methods, budgets), lifelong=True)
-
-    @classmethod
-    def of(cls, plan: compare.Plan) -> Lifelong:
-        return cls(
-            tasks=plan.tasks, methods=plan.methods, rounds=len(plan.budgets), seeds=plan.num_seeds,
-            experiment=plan.experiment,
-        )  # fmt: skip
 
 
 KINDS: dict[str, type[Comparison | Lifelong]] = {"compare": Comparison, "lifelong": Lifelong}
@@ -108,7 +89,10 @@ def main(command: str, name: str, rest: list[str]) -> None:
         other = "lifelong" if saved.lifelong else "compare"
         raise ValueError(f"{path} was made by wmpo {other}; give this comparison another --name")
     if saved is not None and saved.recipe == name:
-        default = kind.of(saved)
+        spent: dict[str, Any] = {"rounds": len(saved.budgets)} if saved.lifelong else {"budgets": saved.budgets}
+        default = kind(
+            tasks=saved.tasks, methods=saved.methods, seeds=saved.num_seeds, experiment=saved.experiment, **spent
+        )
     settings = tyro.cli(kind, args=rest, default=default, prog=f"wmpo {command} {name}")
     plan, path = settings.plan(name), settings.runs / settings.name
     failed: list[str] = []
@@ -125,13 +109,3 @@ def main(command: str, name: str, rest: list[str]) -> None:
     print(f"page: {write_page(table)}")
     if failed:
         raise ValueError(f"{len(failed)} could not be run: {'; '.join(failed)}")
-
-
-def peek(args: list[str], flag: str) -> str | None:
-    """The value of a flag, before the rest of the command line can be read."""
-    for i, arg in enumerate(args):
-        if arg == flag and i + 1 < len(args):
-            return args[i + 1]
-        if arg.startswith(flag + "="):
-            return arg.split("=", 1)[1]
-    return None

@@ -12,12 +12,12 @@ import numpy as np
 import tyro
 
 from wmpo.checkpoint import write_atomic
+from wmpo.cli_common import Commands, dispatch
 from wmpo.data.importing import Conversion, import_dataset, open_source
 from wmpo.data.overview import Overview, overview
 from wmpo.data.source import Keys, Source
 from wmpo.report.video import strip
 from wmpo.stages.export import export
-from wmpo.subcommands import Commands, dispatch
 
 USAGE = """usage: wmpo data COMMAND ...
 

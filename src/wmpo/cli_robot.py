@@ -11,6 +11,8 @@ from pathlib import Path
 
 import tyro
 
+from wmpo.cli_common import Commands, dispatch
+from wmpo.config import CollectConfig
 from wmpo.envs.simulated import Purpose
 from wmpo.evaluation.policy import decoding
 from wmpo.evaluation.statistics import wilson
@@ -20,7 +22,6 @@ from wmpo.robots.protocol import Operator, Setup
 from wmpo.robots.terminal import TerminalOperator
 from wmpo.stages import models
 from wmpo.stages.deploy import policy_file
-from wmpo.subcommands import Commands, dispatch
 
 USAGE = """usage: wmpo robot COMMAND SETUP.py --policy RUN --to FOLDER ...
 
@@ -48,26 +49,23 @@ class Playing:
     "A sentence; by default the policy's own."
     seed: int = 0
     "Of the noise in sampled actions."
+    num_episodes: int = 32
+    "Episodes in the dataset at the end. Discarded ones do not count."
+    temperature: float = 0.0
+    "Sampling temperature of the policy; 0 is greedy."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Collect(Playing):
     """Plays until the dataset holds so many episodes."""
 
-    num_episodes: int = 32
-    "Episodes in the dataset at the end. Discarded ones do not count."
-    temperature: float = 0.5
+    temperature: float = CollectConfig.temperature
     "Sampling temperature of the policy; 0 is greedy."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Deploy(Playing):
     """Plays until the dataset holds so many episodes of this policy, and reports its success."""
-
-    num_episodes: int = 20
-    "Episodes in the dataset at the end. Discarded ones do not count."
-    temperature: float = 0.0
-    "Sampling temperature of the policy; 0 is greedy."
 
 
 def main(args: list[str]) -> None:
@@ -76,33 +74,32 @@ def main(args: list[str]) -> None:
 
 
 def _collect(settings: Collect) -> None:
-    session = _play(settings, settings.num_episodes, settings.temperature, "collection")
-    rows = session.ledger.unique()
-    counted = [row for row in rows if row["outcome"] in ("success", "failure")]
-    solved = sum(bool(row["success"]) for row in counted)
-    print(
-        f"{settings.to}: {len(counted)} episodes, {solved} solved; {len(rows) - len(counted)} more were played, but "
-        "discarded or broken off"
-    )
+    wins, count, others = _outcomes(_play(settings, "collection"))
+    print(f"{settings.to}: {count} episodes, {wins} solved; {others} more were played, but discarded or broken off")
 
 
 def _deploy(settings: Deploy) -> None:
-    session = _play(settings, settings.num_episodes, settings.temperature, "deployment")
-    rows = session.ledger.unique()
-    counted = [row for row in rows if row["outcome"] in ("success", "failure")]
-    wins, count = sum(bool(row["success"]) for row in counted), len(counted)
+    wins, count, others = _outcomes(_play(settings, "deployment"))
     if not count:
         print("no episode counts yet")
         return
     low, high = wilson(wins, count)
     print(
         f"{settings.policy}, {decoding(settings.temperature)}: {wins} of {count} solved, {100 * wins / count:.0f} % "
-        f"[{100 * low:.0f}, {100 * high:.0f}] (Wilson, 95 %); {len(rows) - count} more were discarded or broken off"
+        f"[{100 * low:.0f}, {100 * high:.0f}] (Wilson, 95 %); {others} more were discarded or broken off"
     )
 
 
-def _play(settings: Playing, wanted: int, temperature: float, purpose: str) -> Session:
+def _outcomes(session: Session) -> tuple[int, int, int]:
+    """Episodes that were solved, that count, and that do not."""
+    rows = session.ledger.unique()
+    counted = [row for row in rows if row["outcome"] in ("success", "failure")]
+    return sum(bool(row["success"]) for row in counted), len(counted), len(rows) - len(counted)
+
+
+def _play(settings: Playing, purpose: str) -> Session:
     """Everything that can be wrong is found before the robot is connected."""
+    wanted, temperature = settings.num_episodes, settings.temperature
     for name, value, least in (("--num-episodes", wanted, 1), ("--max-chunks", settings.max_chunks, 1),
                                ("--temperature", temperature, 0)):  # fmt: skip
         if not least <= value < 100_000:

@@ -30,7 +30,7 @@ def write_page(file: Path) -> Path:
     groups = ([(MEAN, f"Mean over {len(tasks)} tasks")] if len(tasks) > 1 else []) + [(task, task) for task in tasks]
     sections = [
         ("curves", "Success against real episodes", _curves(found, file.with_suffix(".svg"))),
-        *((_anchor(task), title, _task(found, task)) for task, title in groups),
+        *((esc(task), title, _task(found, task)) for task, title in groups),
         ("methods", "Methods", _methods(found)),
         ("runs", "Every run", _runs(found["trials"])),
     ]
@@ -38,10 +38,6 @@ def write_page(file: Path) -> Path:
     foot = f"wmpo · commits {esc(commits)}"
     text = page.document(f"{found['recipe']}: methods compared", _hero(found), sections, foot)
     return page.write(file.with_suffix(".html"), text)
-
-
-def _anchor(task: str) -> str:
-    return esc(task)
 
 
 def _hero(found: Mapping[str, Any]) -> str:

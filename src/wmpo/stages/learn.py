@@ -193,7 +193,7 @@ def improve(job: Job) -> None:
         begun=job.round > 1,
     )
     models.save_policy(folder, "improved", policy, experiment.env.instruction())
-    summary = counted_on(job, summary, begins_with(job)) | ({"guards": guards} if guards else {})
+    summary = counted_on(job, summary) | ({"guards": guards} if guards else {})
     for name, worth in guards.items():
         dropped = f"{worth['dropped']} of {worth['n']} held-out replays, {worth['rightly']} rightly"
         log.note(f"guard {name}: would have dropped {dropped}")

@@ -75,11 +75,12 @@ def collect(job: Job) -> None:
     log, config, root = job.log("collect"), job.experiment.collect, job.dataset("collected")
     *before, (wanted, _) = job.shares()
     earlier = sum(episodes for episodes, _ in before)
-    if config.recorded and num_episodes(root) == 0:
+    if config.recorded:
         file = RunFolder.model(*policy_place(job, job.round))
         more = f"record more: wmpo robot collect SETUP.py --policy {file} --to {config.recorded}"
-        append_episodes(root, taken_from(job, Path(config.recorded), earlier, wanted, more), fps=job.fps)
-    if not config.recorded:
+        if num_episodes(root) == 0:
+            append_episodes(root, taken_from(job, Path(config.recorded), earlier, wanted, more), fps=job.fps)
+    else:
         policy = policy_of(job, job.round)
         env = job.real_env(Purpose("collection", job.policy_name, config.temperature, job.seed), frame_stride=1)
         while (have := num_episodes(root)) < wanted:
@@ -124,12 +125,12 @@ def taken_from(job: Job, source: Path, first: int, count: int, more: str) -> lis
     episodes = list(islice(opened.episodes, first, first + count))
     size = job.experiment.env.image_size
     for wanted, found, fix in (
-        (job.fps, opened.fps, "--env.action-repeat"),
-        ((size, size, 3), episodes[0].frames.shape[1:], "--env.image-size, or wmpo data import --image-size"),
-        (job.action_dim, episodes[0].actions.shape[1], "another robot: a run learns hand movements and a gripper"),
+        (job.fps, opened.fps, "change --env.action-repeat"),
+        ((size, size, 3), episodes[0].frames.shape[1:], "change --env.image-size, or wmpo data import --image-size"),
+        (job.action_dim, episodes[0].actions.shape[1], "a run learns the movements of a hand and a gripper only"),
     ):
         if found != wanted:
-            raise ValueError(f"{source} has {found} where this run has {wanted}; change {fix}")
+            raise ValueError(f"{source} has {found} where this run has {wanted}; {fix}")
     starts = start_seeds("robot", job.seed, first, count)
     return [replace(episode, start=i, episode_id=i) for i, episode in zip(starts, episodes, strict=True)]
 

@@ -106,7 +106,7 @@ def _count(job: Job, number: int) -> tuple[int, int]:
     return round(summary["success"] * summary["episodes"]), summary["episodes"]
 
 
-def counted_on(job: Job, summary: dict[str, Any], began_with: int) -> dict[str, Any]:
+def counted_on(job: Job, summary: dict[str, Any]) -> dict[str, Any]:
     """A round's summary of ``improve`` with iterations counted over the whole run and the round's opening audit.
 
     The audit of held-out episodes, with which a last round begins, is left out: several policies played them.
@@ -118,6 +118,6 @@ def counted_on(job: Job, summary: dict[str, Any], began_with: int) -> dict[str, 
     counted = {
         "audits": [opening_audit(job), *later],
         "iteration": done + summary["iteration"],
-        "kept_iteration": done + kept if kept else (began_with - 1) * each,
+        "kept_iteration": done + kept if kept else (begins_with(job) - 1) * each,
     }
     return {key: value for key, value in summary.items() if key != "kept"} | counted

@@ -1,12 +1,38 @@
-"""Commands of a command: ``wmpo data import``, ``wmpo robot collect``."""
+"""What commands share: settings of all that run experiments, and commands of a command (``wmpo data import``)."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
 
 import tyro
+
+from wmpo.config import Experiment
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shared:
+    """Settings of every command that runs an experiment."""
+
+    runs: Path = Path("runs")
+    "Where the folders of runs are."
+    debug: bool = False
+    "Show the whole traceback of an error."
+    experiment: Annotated[Experiment, tyro.conf.arg(name="")] = field(default_factory=Experiment)
+
+
+def peek(args: list[str], flag: str) -> str | None:
+    """The value of a flag, before the rest of the command line can be read."""
+    for i, arg in enumerate(args):
+        if arg == flag and i + 1 < len(args):
+            return args[i + 1]
+        if arg.startswith(flag + "="):
+            return arg.split("=", 1)[1]
+    return None
+
 
 Commands = Mapping[str, tuple[Any, Callable[[Any], None]]]
 """Name -> the record of its settings, and what is done with one."""
