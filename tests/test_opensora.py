@@ -208,15 +208,10 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def autoencoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The layout of stable-diffusion-xl-base-1.0/vae, four levels as there."""
-    diffusers = pytest.importorskip("diffusers", reason="needs the extra hf: pip install 'wmpo[hf]'")
-    folder = tmp_path_factory.mktemp("vae")
-    torch.manual_seed(0)
-    diffusers.AutoencoderKL(
-        block_out_channels=(8, 8, 8, 8), norm_num_groups=4, layers_per_block=1, latent_channels=4,
-        scaling_factor=0.13025, down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-    ).save_pretrained(folder)  # fmt: skip
-    return folder
+    pytest.importorskip("diffusers", reason="needs the extra hf: pip install 'wmpo[hf]'")
+    from hf_miniatures import write_autoencoder
+
+    return write_autoencoder(tmp_path_factory.mktemp("vae"))
 
 
 def world_model(autoencoder: Path, weights: Path | None = None, **changes: object) -> OpenSoraWorldModel:

@@ -15,21 +15,14 @@ from wmpo.reward.detector import Detector, score_video
 from wmpo.reward.videomae import VideoMAEReward, VideoMAERewardConfig
 
 transformers = pytest.importorskip("transformers", reason="needs the extra hf: pip install 'wmpo[hf]'")
-SIZES = {
-    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "image_size": 32,
-    "patch_size": 16, "decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2,
-    "decoder_intermediate_size": 16, "initializer_range": 0.3,
-}  # fmt: skip
 pytestmark = pytest.mark.usefixtures("float32")
 
 
 @pytest.fixture
 def pretrained(tmp_path: Path) -> Path:
-    """As MCG-NJU/videomae-base: 16 frames, with the decoder of its pretraining and without a classifier."""
-    torch.manual_seed(0)
-    folder = tmp_path / "base"
-    transformers.VideoMAEForPreTraining(transformers.VideoMAEConfig(num_frames=16, **SIZES)).save_pretrained(folder)
-    return folder
+    from hf_miniatures import write_videomae
+
+    return write_videomae(tmp_path / "base")
 
 
 def built(folder: Path, window: int = 8) -> VideoMAEReward:

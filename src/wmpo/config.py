@@ -11,8 +11,10 @@ from typing import Any
 
 from wmpo.envs.disrupt import Disruption, Push
 from wmpo.envs.metaworld import MetaWorldConfig
+from wmpo.policy.openvla_oft import OpenVLAOFTConfig
 from wmpo.policy.small import SmallPolicyConfig
 from wmpo.reward.small import SmallRewardConfig
+from wmpo.reward.videomae import VideoMAERewardConfig
 from wmpo.train.dpo import DPOConfig
 from wmpo.train.fit import FitConfig
 from wmpo.train.reward import RewardTraining
@@ -20,8 +22,14 @@ from wmpo.train.sft import CloneConfig, RFTConfig, SFTConfig
 from wmpo.train.tokenizer import TokenizerTraining
 from wmpo.train.wmpo import ImproveConfig
 from wmpo.train.world_model import WorldModelTraining
+from wmpo.world_model.opensora import OpenSoraWorldModelConfig
 from wmpo.world_model.small import SmallWorldModelConfig
 from wmpo.world_model.tokenizer import TokenizerConfig
+
+PolicyConfig = SmallPolicyConfig | OpenVLAOFTConfig
+WorldModelConfig = SmallWorldModelConfig | OpenSoraWorldModelConfig
+RewardConfig = SmallRewardConfig | VideoMAERewardConfig
+"""The kinds of networks. A recipe chooses; saved settings are told apart by their names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,14 +191,14 @@ class Experiment:
     num_rounds: int = 3
     "Times that collect, world-model, reward, clone and improve follow each other; the budget P is divided among them."
     demos: DemosConfig = field(default_factory=DemosConfig)
-    policy: SmallPolicyConfig = field(default_factory=SmallPolicyConfig)
+    policy: PolicyConfig = field(default_factory=SmallPolicyConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)
     collect: CollectConfig = field(default_factory=CollectConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     tokenizer_training: TokenizerTraining = field(default_factory=TokenizerTraining)
-    world_model: SmallWorldModelConfig = field(default_factory=SmallWorldModelConfig)
+    world_model: WorldModelConfig = field(default_factory=SmallWorldModelConfig)
     world_model_training: WorldModelTraining = field(default_factory=WorldModelTraining)
-    reward: SmallRewardConfig = field(default_factory=SmallRewardConfig)
+    reward: RewardConfig = field(default_factory=SmallRewardConfig)
     reward_training: RewardTraining = field(default_factory=RewardTraining)
     clone: CloneConfig = field(default_factory=CloneConfig)
     improve: ImproveConfig = field(default_factory=ImproveConfig)
@@ -203,6 +211,8 @@ class Experiment:
     def validate(self) -> None:
         """Raises ValueError, naming flag and value, for what cannot work together."""
         self.env.validate()
+        self.policy.validate()
+        self.world_model.validate(self.env.image_size)
         for name, value in flatten(to_json(self)).items():
             _check_number(name, value)
         self.disruptions.validate(self.max_chunks)
@@ -238,14 +248,6 @@ class Experiment:
             )
         if self.improve.groups.group_size < 2:
             raise ValueError(f"improve.groups.group_size {self.improve.groups.group_size}: siblings need at least 2")
-        widths, grid = self.world_model.channels, self.env.image_size // 4
-        if any(width % 8 for width in widths) or grid % 2 ** (len(widths) - 1):
-            raise ValueError(
-                f"world_model.channels {widths} must be multiples of 8, and few enough to halve {grid} cells "
-                f"{len(widths) - 1} times"
-            )
-        if self.policy.dim % self.policy.num_heads:
-            raise ValueError(f"policy.num_heads {self.policy.num_heads} must divide policy.dim {self.policy.dim}")
 
 
 def _check_number(name: str, value: Any) -> None:
@@ -280,7 +282,7 @@ _AT_LEAST: dict[str, float] = {
     "micro_batch": 1, "every": 1, "check_every": 1, "window": 1, "num_bins": 2, "temperature": 0, "shard": 1,
     "num_replays": 1, "warmup_steps": 1, "num_rounds": 1, "refresh_share": 0.01, "max_fpr": 0,
     "trust": 0.01, "branch_share": 0, "branch_chunks": 1, "real_groups": 1, "beta": 1e-6,
-    "num_workers": 0, "num_videos": 0, "temperatures": 0, "ema": 0, "channels": 8, "latent_channels": 1, "dim": 4,
+    "num_workers": 0, "num_videos": 0, "temperatures": 0, "ema": 0, "channels": 4, "latent_channels": 1, "dim": 4,
     "depth": 1, "num_heads": 1, "blocks": 1, "condition": 8, "pretrain_share": 0, "unroll_from": 0, "dropout": 0,
 }  # fmt: skip
 
@@ -289,8 +291,12 @@ def to_json(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def from_json(kind: type, content: dict[str, Any]) -> Any:
-    """The inverse of :func:`to_json`. Raises ValueError for names that this version does not know."""
+def from_json(kind: Any, content: dict[str, Any]) -> Any:
+    """The inverse of :func:`to_json`; of a union, the kind that knows the names. Raises ValueError for names that this
+    version does not know."""
+    if isinstance(kind, types.UnionType):
+        kinds: tuple[type, ...] = typing.get_args(kind)
+        kind = next((k for k in kinds if set(content) <= set(typing.get_type_hints(k))), kinds[0])
     hints = typing.get_type_hints(kind)
     unknown = sorted(set(content) - set(hints))
     if unknown:
@@ -299,7 +305,7 @@ def from_json(kind: type, content: dict[str, Any]) -> Any:
 
 
 def _convert(hint: Any, value: Any) -> Any:
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+    if isinstance(hint, types.UnionType) or (isinstance(hint, type) and dataclasses.is_dataclass(hint)):
         return from_json(hint, value)
     if typing.get_origin(hint) in (tuple, types.GenericAlias):
         return tuple(value)

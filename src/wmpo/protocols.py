@@ -25,7 +25,24 @@ class ChunkEnv(Protocol):
 
 
 class Codec(Protocol):
-    """Between action tokens and actions in the environment's units."""
+    """Between action tokens and actions in the environment's units. ``low`` and ``high`` bound all that it decodes."""
+
+    @property
+    def low(self) -> tuple[float, ...]: ...
+
+    @property
+    def high(self) -> tuple[float, ...]: ...
+
+    @property
+    def chunk_size(self) -> int: ...
+
+    @property
+    def action_dim(self) -> int: ...
+
+    @property
+    def num_tokens(self) -> int: ...
+
+    def encode(self, chunk: Float[Tensor, "*B K A"]) -> Int[Tensor, "*B N"]: ...
 
     def decode(self, tokens: Int[Tensor, "B N"]) -> Float[Tensor, "B K A"]: ...
 
@@ -53,6 +70,19 @@ class TrainablePolicy(Policy, Protocol):
     def eval(self) -> TrainablePolicy: ...
 
 
+class PolicyNet(TrainablePolicy, Protocol):
+    """A policy that a run clones and keeps. ``about()`` is JSON from which the configuration's ``restore`` builds it
+    again, before the weights are filled in."""
+
+    image_size: int
+
+    def about(self) -> dict[str, Any]: ...
+
+    def train(self, mode: bool = True) -> object: ...
+
+    def eval(self) -> PolicyNet: ...
+
+
 class WorldModel(Protocol):
     """Imagines the frames that follow from a chunk of actions."""
 
@@ -66,7 +96,11 @@ class WorldModel(Protocol):
 
     def noise_shape(self, chunk_size: int) -> tuple[int, ...]: ...
 
+    def encode(self, frames: UInt8[Tensor, "M h w 3"]) -> Float[Tensor, "M C y x"]: ...
+
     def reconstruct(self, frames: UInt8[Tensor, "M h w 3"]) -> UInt8[Tensor, "M h w 3"]: ...
+
+    def refined(self) -> WorldModel: ...
 
     def select(self, context: Context, rows: Int[Tensor, " R"]) -> Context: ...
 

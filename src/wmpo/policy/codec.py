@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -27,6 +28,18 @@ class _Sizes:
         return self.chunk_size * self.action_dim
 
 
+def quantiles(actions: Float[Tensor, "S A"]) -> tuple[Float[Tensor, " A"], Float[Tensor, " A"]]:
+    """q01 and q99 of each dimension of recorded actions; one that never moves gets a range of 2 around its value.
+
+    Raises ValueError for actions that are not finite.
+    """
+    if not torch.isfinite(actions).all():
+        raise ValueError("recorded actions contain NaN or infinity; repair or drop those episodes")
+    low, high = torch.quantile(actions.double(), torch.tensor([0.01, 0.99], dtype=torch.float64), dim=0)
+    still = high - low < 1e-6
+    return torch.where(still, low - 1, low), torch.where(still, high + 1, high)
+
+
 @dataclass(frozen=True, slots=True)
 class ActionCodec(_Sizes):
     """Uniform bins over actions normalised by their quantiles: 2 (a - q01) / (q99 - q01) - 1 (arXiv 2511.09515).
@@ -46,17 +59,14 @@ class ActionCodec(_Sizes):
 
     @classmethod
     def fit(cls, actions: Float[Tensor, "S A"], chunk_size: int, num_bins: int) -> ActionCodec:
-        """From recorded actions. A dimension that never moves gets a range of 2 around its value."""
-        if not torch.isfinite(actions).all():
-            raise ValueError("recorded actions contain NaN or infinity; repair or drop those episodes")
-        low, high = torch.quantile(actions.double(), torch.tensor([0.01, 0.99], dtype=torch.float64), dim=0)
-        still = high - low < 1e-6
-        return cls(
-            tuple(torch.where(still, low - 1, low).tolist()),
-            tuple(torch.where(still, high + 1, high).tolist()),
-            chunk_size,
-            num_bins,
-        )
+        """From recorded actions; raises ValueError as :func:`quantiles` does."""
+        low, high = quantiles(actions)
+        return cls(tuple(low.tolist()), tuple(high.tolist()), chunk_size, num_bins)
+
+    @classmethod
+    def restore(cls, saved: dict[str, Any]) -> ActionCodec:
+        """From its fields as JSON has them."""
+        return cls(**saved | {"low": tuple(saved["low"]), "high": tuple(saved["high"])})
 
     def normalize(self, actions: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
         """To [-1, 1] between the quantiles, not clipped."""
@@ -95,6 +105,17 @@ class VocabularyCodec(_Sizes):
             raise ValueError(f"action quantiles differ in length: {self.low}, {self.high}, mask {self.scaled}")
         if any(low > high for low, high in zip(self.low, self.high, strict=True)):
             raise ValueError(f"action quantiles must satisfy q01 <= q99 in every dimension: {self.low}, {self.high}")
+
+    @classmethod
+    def fit(cls, actions: Float[Tensor, "S A"], chunk_size: int, num_bins: int) -> VocabularyCodec:
+        """From recorded actions, all dimensions scaled; raises ValueError as :func:`quantiles` does."""
+        low, high = quantiles(actions)
+        return cls(tuple(low.tolist()), tuple(high.tolist()), (True,) * len(low), chunk_size, num_bins)
+
+    @classmethod
+    def restore(cls, saved: dict[str, Any]) -> VocabularyCodec:
+        """From its fields as JSON has them."""
+        return cls(**saved | {name: tuple(saved[name]) for name in ("low", "high", "scaled")})
 
     def normalize(self, actions: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
         """To [-1, 1] between the quantiles, not clipped; a dimension that never moves becomes 0."""

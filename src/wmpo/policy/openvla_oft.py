@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,30 +40,50 @@ class OpenVLAOFTConfig:
 
     folder: str
     "Local folder of a checkpoint (openvla/openvla-7b, or one fine-tuned with OFT and discrete bins)."
+    fine_tuned: bool = False
+    "The checkpoint is the base policy already: sft leaves it as it is, and its own action statistics apply."
     unnorm_key: str = ""
-    "Data set whose action statistics apply; empty: the only one there is."
+    "Data set of the checkpoint whose action statistics apply; empty: the only one there is."
     chunk_size: int = 8
     "Actions decoded at once (K)."
     center_crop: bool = True
     "Whether the middle of a frame is enlarged, as for policies fine-tuned with image augmentation."
     lora_rank: int = 0
-    "Rank of the trained low-rank updates of all linear layers (the paper's SFT: 32); 0: all weights are trained."
+    "Rank of the trained low-rank updates of all linear layers in cloning (the paper: 32); 0: all weights are trained."
+    improve_lora_rank: int = 0
+    "The same after sft, when what was cloned is part of the weights (the paper trains all of them)."
     dtype: str = "bfloat16"
     "Type of the weights: bfloat16 or float32."
     gradient_checkpointing: bool = False
     "Recompute the language model's activations on the way back: less memory, a third more time."
 
-    def build(self) -> OpenVLAOFT:
-        """Reads the folder. Raises ValueError that names the file and the fix if something is missing or foreign."""
+    def validate(self) -> None:
+        """Raises ValueError, naming flag and value."""
         if self.dtype not in DTYPES:
             raise ValueError(f"policy.dtype {self.dtype!r} must be one of {', '.join(DTYPES)}")
-        if self.chunk_size < 1 or self.lora_rank < 0:
+        if self.chunk_size < 1 or min(self.lora_rank, self.improve_lora_rank) < 0:
             raise ValueError(
-                f"chunk_size {self.chunk_size} must be at least 1 and lora_rank {self.lora_rank} at least 0"
+                f"policy.chunk_size {self.chunk_size} must be at least 1, policy.lora_rank {self.lora_rank} and "
+                f"policy.improve_lora_rank {self.improve_lora_rank} at least 0"
             )
+
+    def fit(self, actions: Float[Tensor, "S A"], image_size: int) -> OpenVLAOFT:
+        """The checkpoint, for actions such as the recorded ones or, if it is fine-tuned, for those of its own."""
+        if self.fine_tuned:
+            return self.build()
+        bins = read_settings(WeightFolder(self.folder))["n_action_bins"]
+        return self.build(VocabularyCodec.fit(actions, self.chunk_size, bins))
+
+    def restore(self, about: dict[str, Any]) -> OpenVLAOFT:
+        """The checkpoint with the codec of a policy that was trained from it."""
+        return self.build(VocabularyCodec.restore(about["codec"]))
+
+    def build(self, codec: VocabularyCodec | None = None) -> OpenVLAOFT:
+        """Reads the folder. Raises ValueError that names the file and the fix if something is missing or foreign."""
+        self.validate()
         folder = WeightFolder(self.folder)
         settings = read_settings(folder)
-        codec = read_codec(folder, settings, self.unnorm_key, self.chunk_size)
+        codec = codec or read_codec(folder, settings, self.unnorm_key, self.chunk_size)
         pictures = PictureSettings.read(folder, settings)
         text = PromptReader(folder)
         net = prismatic.load(folder, settings, DTYPES[self.dtype])
@@ -199,6 +219,18 @@ def add_lora(net: nn.Module, rank: int) -> None:
     inject_adapter_in_model(settings, net)
 
 
+def without_lora(net: prismatic.Prismatic) -> prismatic.Prismatic:
+    """Adds the low-rank updates to the weights they belong to, in place; afterwards all weights are trained."""
+    for name, part in list(net.named_modules()):
+        if hasattr(part, "get_delta_weight"):
+            part.merge()
+            net.set_submodule(name, part.get_base_layer())
+    if hasattr(net, "peft_config"):
+        del net.peft_config  # or the next updates would be a second set beside these
+    net.requires_grad_(True)
+    return net
+
+
 class OpenVLAOFT(nn.Module):
     """A :class:`wmpo.protocols.Policy`."""
 
@@ -213,7 +245,19 @@ class OpenVLAOFT(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.net, self.codec, self.vocabulary = config, net, codec, vocabulary
-        self._pictures, self._text = pictures, text
+        self._pictures, self._text, self.image_size = pictures, text, pictures.size
+
+    def about(self) -> dict[str, Any]:
+        """What ``restore`` needs, as JSON."""
+        return {"config": asdict(self.config), "codec": asdict(self.codec)}
+
+    def settle(self) -> OpenVLAOFT:
+        """Makes low-rank updates part of the weights, and begins those of improvement; in place."""
+        rank = self.config.improve_lora_rank
+        self.config, self.net = replace(self.config, lora_rank=rank), without_lora(self.net)
+        if rank:
+            add_lora(self.net, rank)
+        return self
 
     def train(self, mode: bool = True) -> OpenVLAOFT:
         super().train(mode)

@@ -8,7 +8,8 @@ share a policy.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
@@ -36,6 +37,19 @@ class SmallPolicyConfig:
 
     def build(self, codec: ActionCodec, image_size: int) -> SmallPolicy:
         return SmallPolicy(self, codec, image_size).to(best_device())
+
+    def fit(self, actions: Float[Tensor, "S A"], image_size: int) -> SmallPolicy:
+        """An untrained policy for actions such as the recorded ones."""
+        return self.build(ActionCodec.fit(actions, self.chunk_size, self.num_bins), image_size)
+
+    def restore(self, about: dict[str, Any]) -> SmallPolicy:
+        """An untrained policy as another one's ``about()`` says."""
+        return self.build(ActionCodec.restore(about["codec"]), about["image_size"])
+
+    def validate(self) -> None:
+        """Raises ValueError, naming flag and value."""
+        if self.dim % self.num_heads:
+            raise ValueError(f"policy.num_heads {self.num_heads} must divide policy.dim {self.dim}")
 
 
 class TextEncoder(nn.Module):
@@ -92,6 +106,10 @@ class SmallPolicy(nn.Module):
         self.blocks = nn.ModuleList(Block(dim, config.num_heads) for _ in range(config.depth))
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, config.num_bins)
+
+    def about(self) -> dict[str, Any]:
+        """What ``restore`` needs, as JSON."""
+        return {"config": asdict(self.config), "codec": asdict(self.codec), "image_size": self.image_size}
 
     def prepare(self, observation: Observation) -> Mapping[str, Tensor]:
         """Tensors for ``__call__``; raises ValueError for frames of another size."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
@@ -24,6 +25,12 @@ class SmallRewardConfig:
 
     def build(self, image_size: int) -> SmallReward:
         return SmallReward(self, image_size).to(best_device())
+
+    def restore(self, about: dict[str, Any]) -> SmallReward:
+        """An untrained classifier with the threshold of another one."""
+        model = self.build(about["image_size"])
+        model.threshold = about["threshold"]
+        return model
 
 
 class SmallReward(nn.Module):
@@ -49,6 +56,10 @@ class SmallReward(nn.Module):
             nn.Linear(128, 1),
         )
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub does not know it
+
+    def about(self) -> dict[str, Any]:
+        """What ``restore`` needs, as JSON."""
+        return {"config": asdict(self.config), "image_size": self.image_size, "threshold": self.threshold}
 
     def forward(self, clips: UInt8[Tensor, "M W h w 3"]) -> Float[Tensor, " M"]:
         """Logits, on the CPU."""

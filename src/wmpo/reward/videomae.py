@@ -7,7 +7,7 @@ thresholds (0.62 to 0.96) do not carry over. Calibration sets ``threshold``; it 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,14 @@ class VideoMAERewardConfig:
     window: int = 8
     "Consecutive frames in a clip (W)."
 
-    def build(self) -> VideoMAEReward:
-        """Reads the folder. Raises ValueError that names what is missing or foreign."""
+    def restore(self, about: dict[str, Any]) -> VideoMAEReward:
+        """The checkpoint with the threshold of a classifier that was trained from it."""
+        model = self.build()
+        model.threshold = about["threshold"]
+        return model
+
+    def build(self, image_size: int = 224) -> VideoMAEReward:
+        """Reads the folder; frames of any size are resized. Raises ValueError that names what is missing or foreign."""
         folder = WeightFolder(self.folder)
         with libraries():
             from transformers import VideoMAEConfig, VideoMAEForVideoClassification
@@ -94,6 +100,10 @@ class VideoMAEReward(nn.Module):
         self.config, self.net, self.window, self.threshold = config, net, config.window, 0.0
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
+
+    def about(self) -> dict[str, Any]:
+        """What ``restore`` needs, as JSON."""
+        return {"config": asdict(self.config), "threshold": self.threshold}
 
     def pixels(self, clips: UInt8[Tensor, "M W h w 3"]) -> Float[Tensor, "M W 3 s s"]:
         """Normalised pictures of the network's size."""

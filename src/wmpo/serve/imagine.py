@@ -10,7 +10,7 @@ import torch
 from wmpo.data.episode import Episode
 from wmpo.evaluation.world_model import replay
 from wmpo.nn import picture_distance
-from wmpo.policy.small import SmallPolicy
+from wmpo.protocols import PolicyNet
 from wmpo.reward.detector import first_above, score_video
 from wmpo.rl.advantage import group_advantages
 from wmpo.rollout.run import run_episodes
@@ -77,7 +77,7 @@ def replayed(job: Job, number: int, episode: Episode) -> Replayed:
     )
 
 
-def siblings(job: Job, number: int, episode: Episode, policy: SmallPolicy, *, temperature: float, draw: int) -> Group:
+def siblings(job: Job, number: int, episode: Episode, policy: PolicyNet, *, temperature: float, draw: int) -> Group:
     """A group as GRPO samples it, from the episode's first frame; ``draw`` keys its noise."""
     dream, size = imagined_env(job, number), job.experiment.improve.groups.group_size
     starts = imagined_starts([episode] * size)

@@ -14,9 +14,7 @@ from torch import Tensor
 from wmpo.envs.imagined import ImaginedEnv
 from wmpo.envs.metaworld import CameraConfig
 from wmpo.envs.simulated import Purpose, SimulatedEnv
-from wmpo.policy.codec import ActionCodec
-from wmpo.policy.small import SmallPolicy
-from wmpo.protocols import ChunkEnv, RewardModel
+from wmpo.protocols import ChunkEnv, Codec, PolicyNet, RewardModel
 from wmpo.reward.detector import Detector
 from wmpo.rollout.run import decide
 from wmpo.serve.film import Film, film
@@ -79,7 +77,7 @@ class Acting:
 class Session:
     """Chunks of actions from one start, and the worlds that play them."""
 
-    def __init__(self, env: ImaginedEnv, starts: Starts, policies: dict[str, SmallPolicy], seed: int) -> None:
+    def __init__(self, env: ImaginedEnv, starts: Starts, policies: dict[str, PolicyNet], seed: int) -> None:
         self.env, self.starts, self.policies, self.seed = env, starts, policies, seed
         self.dream = Side(env, starts, env.reward_model)
         self.real: Side | None = None
@@ -117,7 +115,7 @@ class Session:
         self.chunks.append(policy.codec.decode(tokens))
 
 
-def steer(move: Sequence[float], gripper: float, camera: CameraConfig, codec: ActionCodec) -> Float[Tensor, "1 K A"]:
+def steer(move: Sequence[float], gripper: float, camera: CameraConfig, codec: Codec) -> Float[Tensor, "1 K A"]:
     """A chunk that holds one action. ``move`` is as the camera sees it: right, away and up.
 
     Actions stay between the quantiles of the demonstrations, as those of policies do: the world model knows no others.

@@ -11,7 +11,7 @@ import torch
 
 from wmpo.envs.simulated import SimulatedEnv
 from wmpo.nn import picture_distance
-from wmpo.policy.small import SmallPolicy
+from wmpo.protocols import PolicyNet
 from wmpo.serve.about import About, about, episode
 from wmpo.serve.film import Film
 from wmpo.serve.imagine import Group, Replayed, replayed, siblings
@@ -143,7 +143,7 @@ class Studio:
             )
         return number
 
-    def _policies(self) -> dict[str, SmallPolicy]:
+    def _policies(self) -> dict[str, PolicyNet]:
         return {"base": models.load_policy(self.job.root, "base"), "improved": policy_of(self.job, self._round() + 1)}
 
     def close(self) -> None:

@@ -23,8 +23,7 @@ from wmpo.envs.simulated import Purpose
 from wmpo.evaluation.audit import loss
 from wmpo.evaluation.policy import play_starts
 from wmpo.execution.local import LocalSampler
-from wmpo.policy.codec import ActionCodec
-from wmpo.policy.small import SmallPolicy
+from wmpo.protocols import PolicyNet
 from wmpo.report.run import StageLog
 from wmpo.rl.grpo import GRPOLearner
 from wmpo.stages import models
@@ -116,7 +115,8 @@ def rft(job: Job) -> None:
     solved = [episode.until_solved() for episode in base_episodes(job) if episode.success]
     policy = models.load_policy(job.root, "base")
     if config.begin == "scratch":
-        policy = _new_policy(job, policy.codec)
+        job.seed_torch(1)  # the weights that the base policy began with
+        policy = job.experiment.policy.restore(policy.about())
     _clone(job, log, policy, [*job.demonstrations(), *solved], config.sft)
     _hand_in(job, log, policy, {"successes": len(solved)}, f"cloned {len(solved)} successes and the demonstrations")
 
@@ -136,18 +136,13 @@ def more_demos(job: Job) -> None:
     solved = [episode for episode in read_episodes(root) if episode.success]
     episodes = [*job.demonstrations(), *solved]
     actions = torch.from_numpy(np.concatenate([episode.actions for episode in episodes]))
-    policy = _new_policy(job, ActionCodec.fit(actions, experiment.policy.chunk_size, experiment.policy.num_bins))
+    job.seed_torch(1)  # the weights that the base policy began with
+    policy = experiment.policy.fit(actions, experiment.env.image_size)
     _clone(job, log, policy, episodes, experiment.baselines.more_demos)
     _hand_in(job, log, policy, {"successes": len(solved)}, f"cloned {len(solved)} of {wanted} more demonstrations")
 
 
-def _new_policy(job: Job, codec: ActionCodec) -> SmallPolicy:
-    """With the weights that the base policy began with."""
-    job.seed_torch(1)
-    return job.experiment.policy.build(codec, job.experiment.env.image_size)
-
-
-def _clone(job: Job, log: StageLog, policy: SmallPolicy, episodes: list[Episode], config: SFTConfig) -> None:
+def _clone(job: Job, log: StageLog, policy: PolicyNet, episodes: list[Episode], config: SFTConfig) -> None:
     clone(policy, episodes, config, seed=job.seed, checkpoint=job.root.checkpoint(log.stage), log=log)
 
 
@@ -159,7 +154,7 @@ def base_audit(job: Job) -> None:
     finish(log, {"solved": solved}, f"solves {sum(solved)} of {len(solved)} starts" if solved else "audits are off")
 
 
-def _audit(job: Job, policy: SmallPolicy, name: str) -> list[bool]:
+def _audit(job: Job, policy: PolicyNet, name: str) -> list[bool]:
     """Real outcomes from validation starts behind those on which decodings are chosen; none if audits are off, or if
     there are too few for a policy and the base policy beside it."""
     config, temperature = job.experiment.improve.audit, job.experiment.improve.temperature
@@ -172,7 +167,7 @@ def _audit(job: Job, policy: SmallPolicy, name: str) -> list[bool]:
     return play_starts(env, policy, starts, temperature, seed=job.seed).success.tolist()
 
 
-def _hand_in(job: Job, log: StageLog, policy: SmallPolicy, summary: Mapping[str, object], text: str) -> None:
+def _hand_in(job: Job, log: StageLog, policy: PolicyNet, summary: Mapping[str, object], text: str) -> None:
     """Saves the policy under its method's name, or the base policy if this one lost more starts than chance explains
     (one standard error, as WMPO's audits have it)."""
     require(job, log.stage, "base-audit")

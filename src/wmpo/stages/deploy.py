@@ -11,7 +11,7 @@ from jaxtyping import Float, UInt8
 from wmpo import likelihood
 from wmpo.data.pictures import resize
 from wmpo.nn import autocast
-from wmpo.policy.small import SmallPolicy
+from wmpo.protocols import PolicyNet
 from wmpo.stages import models
 from wmpo.stages.job import existing_job
 from wmpo.stages.rounds import handed_in, last_round
@@ -25,7 +25,7 @@ class LoadedPolicy:
     actions in the environment's units: no action lies outside. ``instruction`` is the sentence it was trained with.
     """
 
-    def __init__(self, policy: SmallPolicy, instruction: str) -> None:
+    def __init__(self, policy: PolicyNet, instruction: str) -> None:
         self._policy, self.instruction, self.image_size = policy.eval(), instruction, policy.image_size
         self.chunk_size, self.action_dim = policy.codec.chunk_size, policy.codec.action_dim
         self.low, self.high = (np.array(bound, dtype=np.float32) for bound in (policy.codec.low, policy.codec.high))

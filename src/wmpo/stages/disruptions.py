@@ -14,7 +14,7 @@ from wmpo.envs.disrupt import NONE, Disruption, Push
 from wmpo.envs.simulated import Purpose
 from wmpo.evaluation.disruptions import compared, lengths, recovery
 from wmpo.evaluation.policy import Outcomes, decoding, play_starts
-from wmpo.policy.small import SmallPolicy
+from wmpo.protocols import PolicyNet
 from wmpo.report.run import StageLog
 from wmpo.report.video import side_by_side, write_video
 from wmpo.stages.job import Job, finish, require
@@ -32,7 +32,7 @@ class Contestant:
     """A policy at the decoding that ``evaluate`` chose for it."""
 
     name: str
-    policy: SmallPolicy
+    policy: PolicyNet
     temperature: float
 
 

@@ -15,7 +15,7 @@ from wmpo.data.lerobot import num_episodes as num_episodes_of
 from wmpo.data.lerobot import open_lerobot, read_episodes
 from wmpo.data.source import Keys
 from wmpo.envs.imagined import ImaginedEnv
-from wmpo.policy.small import SmallPolicy
+from wmpo.protocols import PolicyNet
 from wmpo.rollout.run import run_episodes
 from wmpo.stages.guards import imagined_starts
 from wmpo.stages.job import Job, existing_job
@@ -71,7 +71,7 @@ def export(run: Path, target: Path, what: What, *, num_episodes: int, temperatur
     return Exported(len(solved), sum(solved))
 
 
-def _imagined(job: Job, dream: ImaginedEnv, policy: SmallPolicy, count: int, temperature: float) -> Iterator[Episode]:
+def _imagined(job: Job, dream: ImaginedEnv, policy: PolicyNet, count: int, temperature: float) -> Iterator[Episode]:
     """The policy's dreams from the starts of collected episodes, in turn; each has noise of its own."""
     starts = imagined_starts([episode for root in collected_datasets(job) for episode in read_episodes(root)])
     for begin in range(0, count, BATCH):

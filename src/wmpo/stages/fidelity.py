@@ -27,7 +27,6 @@ from wmpo.stages import models
 from wmpo.stages.job import Job, finish, require
 from wmpo.stages.rounds import imagined_env, policy_of
 from wmpo.stages.show import show_replay
-from wmpo.world_model.small import SmallWorldModel
 
 FIRST_START = 10_000
 """Of the validation starts; the ones before choose decodings."""
@@ -60,13 +59,10 @@ def _checkpoint(job: Job, number: int, held_out: Sequence[Episode]) -> dict[str,
     """One round's world model and classifier on the held-out episodes of all rounds."""
     dream, chunk_size = imagined_env(job, number), job.experiment.policy.chunk_size
     model = dream.world_model
-    assert isinstance(model, SmallWorldModel)
     videos = replay(model, held_out, chunk_size, seed=job.seed)
     by_tokenizer = [model.reconstruct(torch.from_numpy(e.frames[:: model.frame_stride])) for e in held_out]
     kinds = {
-        name: measured_by_chunk(
-            held_out, shown, model.tokenizer.encode, chunk_size=chunk_size, frame_stride=model.frame_stride
-        )
+        name: measured_by_chunk(held_out, shown, model.encode, chunk_size=chunk_size, frame_stride=model.frame_stride)
         for name, shown in (("imagined", videos), ("tokenizer", by_tokenizer))
     }
     called = np.array([shows_success(dream.reward_model, video) for video in videos])

@@ -13,12 +13,12 @@ from wmpo.data.episode import Episode
 from wmpo.envs.imagined import ImaginedEnv, Shadow
 from wmpo.evaluation.world_model import replay
 from wmpo.nn import picture_distance
+from wmpo.protocols import WorldModel
 from wmpo.reward.detector import shows_success
 from wmpo.rng import keyed
 from wmpo.stages.job import Job
 from wmpo.stages.rounds import imagined_env
 from wmpo.types import Starts
-from wmpo.world_model.small import SmallWorldModel
 
 
 def guarded_env(job: Job, held_out: Sequence[Episode]) -> tuple[ImaginedEnv, dict[str, Any]]:
@@ -46,10 +46,9 @@ def guarded_env(job: Job, held_out: Sequence[Episode]) -> tuple[ImaginedEnv, dic
     return dream, audit
 
 
-def cast_shadow(dream: ImaginedEnv) -> SmallWorldModel:
+def cast_shadow(dream: ImaginedEnv) -> WorldModel:
     """Lets the dream be imagined a second time, in finer steps; returns its world model."""
     model = dream.world_model
-    assert isinstance(model, SmallWorldModel)
     dream.shadow = Shadow(model.refined(), dream.reward_model, seed=dream.seed)
     return model
 

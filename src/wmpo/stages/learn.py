@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,9 +13,8 @@ from wmpo.envs.simulated import Purpose, SimulatedEnv
 from wmpo.evaluation.audit import Audit, judge
 from wmpo.evaluation.world_model import replay, replay_distance
 from wmpo.execution.local import LocalSampler
-from wmpo.policy.codec import ActionCodec
-from wmpo.policy.small import SmallPolicy
-from wmpo.protocols import Policy
+from wmpo.policy.openvla_oft import OpenVLAOFT
+from wmpo.protocols import Policy, PolicyNet
 from wmpo.rl.grpo import GRPOLearner
 from wmpo.stages import models
 from wmpo.stages.guards import guarded_env, starts_to_improve
@@ -29,8 +27,9 @@ from wmpo.train.sft import clone
 from wmpo.train.tokenizer import train_tokenizer
 from wmpo.train.wmpo import AuditPolicy
 from wmpo.train.wmpo import improve as train_in_imagination
-from wmpo.train.world_model import train_world_model
-from wmpo.world_model.small import SmallWorldModel
+from wmpo.train.world_model import WorldModelNet, train_world_model
+from wmpo.world_model.opensora import OpenSoraWorldModelConfig
+from wmpo.world_model.small import SmallWorldModel, SmallWorldModelConfig
 from wmpo.world_model.tokenizer import Tokenizer
 
 
@@ -40,10 +39,12 @@ def sft(job: Job) -> None:
     log, experiment = job.log("sft"), job.experiment
     episodes = job.demonstrations()
     actions = torch.from_numpy(np.concatenate([episode.actions for episode in episodes]))
-    codec = ActionCodec.fit(actions, experiment.policy.chunk_size, experiment.policy.num_bins)
     job.seed_torch(1)
-    policy = experiment.policy.build(codec, experiment.env.image_size)
-    clone(policy, episodes, experiment.sft, seed=job.seed, checkpoint=job.root.checkpoint("sft"), log=log)
+    policy = experiment.policy.fit(actions, experiment.env.image_size)
+    if not (isinstance(policy, OpenVLAOFT) and policy.config.fine_tuned):
+        clone(policy, episodes, experiment.sft, seed=job.seed, checkpoint=job.root.checkpoint("sft"), log=log)
+    if isinstance(policy, OpenVLAOFT):
+        policy.settle()
     models.save_policy(job.root, "base", policy, experiment.env.instruction())
     size = sum(p.numel() for p in policy.parameters())
     finish(log, {"parameters": size}, f"base policy of {size / 1e6:.1f} M parameters")
@@ -54,10 +55,14 @@ def tokenizer(job: Job) -> None:
     require(job, "world-model", "demos", "collect")
     log, experiment = job.log("tokenizer"), job.experiment
     job.seed_torch(2)
+    config = experiment.world_model
+    if isinstance(config, OpenSoraWorldModelConfig):
+        finish(log, {}, f"frames as latents of the autoencoder in {config.vae}")
+        return
     net = experiment.tokenizer.build()
-    pretrained = pretrained_path(experiment.world_model.pretrained)
+    pretrained = pretrained_path(config.pretrained)
     if pretrained is not None:
-        net = _new_world_model(job, net, pretrained).tokenizer
+        net = _small_world_model(job, config, net).tokenizer
     else:
         train_tokenizer(
             net,
@@ -73,12 +78,23 @@ def tokenizer(job: Job) -> None:
     finish(log, {}, f"frames as {grid}x{grid}x{channels} latents{origin}")
 
 
-def _new_world_model(job: Job, tokenizer: Tokenizer, pretrained: Path | None) -> SmallWorldModel:
+def _new_world_model(job: Job) -> WorldModelNet:
+    """Before it has seen anything of the run."""
+    config = job.experiment.world_model
+    if isinstance(config, OpenSoraWorldModelConfig):
+        codec = models.load_policy(job.root, "base").codec
+        return config.build(torch.tensor(codec.low), torch.tensor(codec.high), job.experiment.env.image_size)
+    net = _small_world_model(job, config, job.experiment.tokenizer.build())
+    net.tokenizer.load_state_dict(models.load_tokenizer(job.root).state_dict())
+    return net
+
+
+def _small_world_model(job: Job, config: SmallWorldModelConfig, tokenizer: Tokenizer) -> SmallWorldModel:
     """Actions are scaled by the simulator's bounds, so that a pretrained model fits every policy."""
     bounds = -torch.ones(job.action_dim), torch.ones(job.action_dim)
-    net = job.experiment.world_model.build(tokenizer, *bounds, job.experiment.env.image_size // 4)
-    if pretrained is not None:
-        load_pretrained(pretrained, net)
+    net, pretrained = config.build(tokenizer, *bounds, job.experiment.env.image_size // 4), config.pretrained
+    if (path := pretrained_path(pretrained)) is not None:
+        load_pretrained(path, net)
     return net
 
 
@@ -90,9 +106,7 @@ def world_model(job: Job) -> None:
     config, (learn, held_out) = experiment.world_model_training, map(job.executed, job.collected())
     job.seed_torch(3)
     if job.round == 1:
-        net = _new_world_model(job, experiment.tokenizer.build(), pretrained_path(experiment.world_model.pretrained))
-        net.tokenizer.load_state_dict(models.load_tokenizer(job.root).state_dict())
-        seen = learn
+        net, seen = _new_world_model(job), learn
     else:
         net, config = models.load_world_model(job.folder_of(job.round - 1)), config.refreshed()
         played, held = job.shares()[-1]
@@ -200,7 +214,7 @@ def improve(job: Job) -> None:
     finish(log, summary, f"kept the policy of iteration {summary['kept_iteration']}; {summary['stopped']}")
 
 
-def first_policy(job: Job) -> SmallPolicy:
+def first_policy(job: Job) -> PolicyNet:
     """The policy with which the round's imagination begins."""
     if job.experiment.clone.enabled:
         return models.load_policy(job.folder, "cloned")

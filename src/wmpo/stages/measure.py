@@ -15,7 +15,7 @@ from wmpo.envs.ledger import Ledger
 from wmpo.envs.simulated import Purpose, SimulatedEnv
 from wmpo.evaluation.audit import loss
 from wmpo.evaluation.policy import Outcomes, difference, play_starts
-from wmpo.policy.small import SmallPolicy
+from wmpo.protocols import PolicyNet
 from wmpo.report.run import StageLog
 from wmpo.rng import row_normal
 from wmpo.rollout.run import run_episodes
@@ -77,9 +77,7 @@ def evaluate(job: Job) -> None:
     _write_results(job)
 
 
-def _test(
-    job: Job, env: SimulatedEnv, policy: SmallPolicy, name: str, log: StageLog, best: float
-) -> dict[str, Outcomes]:
+def _test(job: Job, env: SimulatedEnv, policy: PolicyNet, name: str, log: StageLog, best: float) -> dict[str, Outcomes]:
     config = job.experiment.evaluate
     needed = dict.fromkeys((0.0, 1.0, best))
     played = {}
@@ -90,7 +88,7 @@ def _test(
     return {"greedy": played[0.0], "sampled": played[1.0], "best": played[best]}
 
 
-def best_decoding(job: Job, log: StageLog, env: SimulatedEnv, policy: SmallPolicy, name: str) -> Outcomes:
+def best_decoding(job: Job, log: StageLog, env: SimulatedEnv, policy: PolicyNet, name: str) -> Outcomes:
     """Of the decoding that solves most validation starts; the least random one of equals."""
     config = job.experiment.evaluate
     ordered = sorted(config.temperatures)
@@ -102,7 +100,7 @@ def play_once(
     job: Job,
     log: StageLog,
     env: SimulatedEnv,
-    policy: SmallPolicy,
+    policy: PolicyNet,
     split: Split,
     name: str,
     count: int,
@@ -144,14 +142,14 @@ def _compare(job: Job, outcomes: dict[str, dict[str, Outcomes]]) -> dict[str, An
     return summaries | {"difference": gains}
 
 
-def _imagined_success(job: Job, policy: SmallPolicy, starts: Starts) -> float:
+def _imagined_success(job: Job, policy: PolicyNet, starts: Starts) -> float:
     """Over the start states of the collected episodes, sampled: to be compared with what collection measured."""
     temperature = job.experiment.improve.temperature
     rollouts = run_episodes(imagined_env(job, job.round), policy, starts, temperature=temperature, seed=job.seed)
     return float(rollouts.success.float().mean())
 
 
-def _throughput(job: Job, policy: SmallPolicy, env: SimulatedEnv, pool: Starts) -> dict[str, Any]:
+def _throughput(job: Job, policy: PolicyNet, env: SimulatedEnv, pool: Starts) -> dict[str, Any]:
     """Environment steps per second of simulation and imagination with the same frames, policy and cores; and the world
     model by itself."""
     config, stride = job.experiment.evaluate, job.experiment.world_model.frame_stride
@@ -174,7 +172,7 @@ def _throughput(job: Job, policy: SmallPolicy, env: SimulatedEnv, pool: Starts) 
     }
 
 
-def _speed(env: Any, policy: SmallPolicy, starts: Starts) -> tuple[float, float]:
+def _speed(env: Any, policy: PolicyNet, starts: Starts) -> tuple[float, float]:
     begun = time.perf_counter()
     rollouts = run_episodes(env, policy, starts, temperature=1.0, seed=0)
     seconds = time.perf_counter() - begun

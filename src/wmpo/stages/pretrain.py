@@ -23,7 +23,7 @@ from wmpo.stages import models
 from wmpo.stages.job import Job, commit, finish
 from wmpo.train.tokenizer import train_tokenizer
 from wmpo.train.world_model import train_world_model
-from wmpo.world_model.small import SmallWorldModel
+from wmpo.world_model.small import SmallWorldModel, SmallWorldModelConfig
 
 SHIPPED = Path(__file__).parent.parent / "pretrained"
 
@@ -43,8 +43,7 @@ def pretrain(job: Job) -> None:
         learn, held_out = learn + episodes[:-1], held_out + episodes[-1:]
     net = _world_model(job, learn, held_out, log)
     header = {
-        "kind": "world_model", "config": asdict(net.config), "tokenizer": asdict(net.tokenizer.config),
-        "action_dim": len(net.action_low), "grid": net.grid, "env": asdict(job.experiment.env) | {"task": "many"},
+        "kind": "world_model", **net.about(), "env": asdict(job.experiment.env) | {"task": "many"},
         "tasks": tasks, "commit": commit(), "seed": job.seed,
     }  # fmt: skip
     # half precision: half the download, and far below the differences that training noise makes
@@ -84,6 +83,8 @@ def _world_model(job: Job, learn: list[Episode], held_out: list[Episode], log: S
         models.save_tokenizer(folder, tokenizer)
     job.seed_torch(3)
     bounds = -torch.ones(job.action_dim), torch.ones(job.action_dim)
+    if not isinstance(experiment.world_model, SmallWorldModelConfig):
+        raise ValueError("wmpo pretrain makes small world models; an OpenSora one begins with published weights")
     net = experiment.world_model.build(models.load_tokenizer(folder), *bounds, experiment.env.image_size // 4)
     train_world_model(
         net, learn, [], held_out, config.world_model,
@@ -107,7 +108,8 @@ def pretrained_path(name: str) -> Path | None:
 
 def check_pretrained(experiment: Experiment) -> None:
     """Raises ValueError when the pretrained weights are missing, or were made for other pictures or sizes."""
-    path = pretrained_path(experiment.world_model.pretrained)
+    model = experiment.world_model
+    path = pretrained_path(model.pretrained) if isinstance(model, SmallWorldModelConfig) else None
     if path is None:
         return
     _, header = load_tensors(path)

@@ -12,13 +12,13 @@ from wmpo.data.lerobot import num_episodes
 from wmpo.envs.imagined import ImaginedEnv
 from wmpo.evaluation.audit import fallen, judge, warning
 from wmpo.evaluation.statistics import Rates
-from wmpo.policy.small import SmallPolicy
+from wmpo.protocols import PolicyNet
 from wmpo.report.run import RunFolder
 from wmpo.stages import models
 from wmpo.stages.job import Job
 
 
-def policy_of(job: Job, number: int) -> SmallPolicy:
+def policy_of(job: Job, number: int) -> PolicyNet:
     """The policy that plays in a round: the base policy in the first, later that of the round before."""
     return models.load_policy(*policy_place(job, number))
 

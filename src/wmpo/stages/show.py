@@ -14,7 +14,7 @@ from wmpo.data.splits import start_seeds
 from wmpo.envs.simulated import Purpose, SimulatedEnv
 from wmpo.evaluation.policy import decoding
 from wmpo.evaluation.world_model import replay
-from wmpo.policy.small import SmallPolicy
+from wmpo.protocols import PolicyNet
 from wmpo.report.video import side_by_side, strip, write_video
 from wmpo.rollout.run import run_episodes
 from wmpo.stages.guards import imagined_starts
@@ -26,7 +26,7 @@ from wmpo.stages.rounds import imagined_env
 Index = list[dict[str, str]]
 
 
-def make_videos(job: Job, policies: dict[str, SmallPolicy], temperatures: dict[str, float], env: SimulatedEnv) -> None:
+def make_videos(job: Job, policies: dict[str, PolicyNet], temperatures: dict[str, float], env: SimulatedEnv) -> None:
     """Writes ``videos/``: replays beside reality, test starts before and after, and episodes that were only dreamt."""
     index = _replays(job) + _before_after(job, policies, temperatures, env) + _dreams(job, policies["improved"])
     write_json(job.root.path / "videos" / "index.json", index)
@@ -61,9 +61,7 @@ def show_replay(
     return real, imagined
 
 
-def _before_after(
-    job: Job, policies: dict[str, SmallPolicy], temperatures: dict[str, float], env: SimulatedEnv
-) -> Index:
+def _before_after(job: Job, policies: dict[str, PolicyNet], temperatures: dict[str, float], env: SimulatedEnv) -> Index:
     """Starts after the tested ones, so that no test episode is played twice."""
     config = job.experiment.evaluate
     if config.num_videos == 0:
@@ -83,7 +81,7 @@ def _before_after(
     return index
 
 
-def _dreams(job: Job, policy: SmallPolicy) -> Index:
+def _dreams(job: Job, policy: PolicyNet) -> Index:
     starts = imagined_starts(job.collected()[0][:4])
     env = imagined_env(job, job.round)
     rollouts = run_episodes(env, policy, starts, temperature=1.0, seed=job.seed, record_video=True)

@@ -12,7 +12,7 @@ from wmpo.envs.simulated import Purpose
 from wmpo.evaluation.audit import loss
 from wmpo.evaluation.compare import BASE
 from wmpo.evaluation.policy import Outcomes, decoding
-from wmpo.policy.small import SmallPolicy
+from wmpo.protocols import PolicyNet
 from wmpo.report.run import StageLog
 from wmpo.stages.job import Job, finish
 from wmpo.stages.measure import best_decoding, play_once
@@ -32,7 +32,7 @@ class Cost:
     test: int
 
 
-def trial(job: Job, method: str, *, policy: SmallPolicy, budget: int, number: int = 0) -> None:
+def trial(job: Job, method: str, *, policy: PolicyNet, budget: int, number: int = 0) -> None:
     """Chooses the decoding on the validation starts that all methods share, then plays the test starts with it. Where
     the base policy solves clearly more of them (as in ``evaluate``), it is handed in instead, with its own outcomes.
 

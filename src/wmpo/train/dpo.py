@@ -19,7 +19,6 @@ from torch import Tensor
 from wmpo import likelihood
 from wmpo.data.episode import Episode
 from wmpo.nn import autocast
-from wmpo.policy.small import SmallPolicy
 from wmpo.protocols import TrainablePolicy
 from wmpo.report.run import StageLog
 from wmpo.rl.dpo import dpo_loss, sequence_logprob
@@ -81,7 +80,7 @@ def pair(rollouts: Rollouts, pairing: Literal["start", "task"]) -> Pairs:
 
 
 @torch.no_grad()
-def rollouts_of(episodes: Sequence[Episode], policy: SmallPolicy, *, temperature: float) -> Rollouts:
+def rollouts_of(episodes: Sequence[Episode], policy: TrainablePolicy, *, temperature: float) -> Rollouts:
     """Recorded episodes of ``policy`` as rollouts again, with the log-probabilities that it gives to its actions."""
     size, codec = policy.codec.chunk_size, policy.codec
     chunks = [len(episode.actions) // size for episode in episodes]

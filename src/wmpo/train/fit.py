@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from wmpo.checkpoint import load_tensors, pack_training, save_tensors, unpack_training
+from wmpo.checkpoint import Stateful, load_tensors, pack_training, save_tensors, unpack_training
 from wmpo.nn import autocast
 from wmpo.report.run import StageLog
 
@@ -45,8 +45,18 @@ Check = Callable[[int, dict[str, Any]], bool]
 """Called with the averaged weights in place: (steps done, notes that survive interruptions) -> go on?"""
 
 
+class Trainable(Stateful, Protocol):
+    """The part of :class:`torch.nn.Module` that training needs."""
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def train(self, mode: bool = True) -> object: ...
+
+    def eval(self) -> object: ...
+
+
 def fit(
-    module: nn.Module,
+    module: Trainable,
     loss: Callable[[int], Tensor],
     config: FitConfig,
     *,
@@ -117,7 +127,7 @@ def _put(parameters: list[nn.Parameter], values: list[Tensor]) -> None:
 
 
 def _checked(
-    module: nn.Module, parameters: list[nn.Parameter], ema: list[Tensor], check: Check, done: int, notes: dict[str, Any]
+    module: Trainable, parameters: list[nn.Parameter], ema: list[Tensor], check: Check, done: int, notes: dict[str, Any]
 ) -> bool:
     """Runs ``check`` with the averaged weights in place, then puts the trained ones back."""
     trained = [p.detach().clone() for p in parameters]

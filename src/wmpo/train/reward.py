@@ -24,8 +24,11 @@ from wmpo.protocols import RewardModel, WorldModel
 from wmpo.report.run import StageLog
 from wmpo.reward.detector import score_video
 from wmpo.reward.small import SmallReward
+from wmpo.reward.videomae import VideoMAEReward
 from wmpo.rng import keyed
 from wmpo.train.fit import FitConfig, fit
+
+RewardNet = SmallReward | VideoMAEReward
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +118,7 @@ class _Clips:
 
 
 def train_reward(
-    model: SmallReward,
+    model: RewardNet,
     videos: Sequence[LabelledVideo],
     config: RewardTraining,
     *,
@@ -146,7 +149,7 @@ def peaks(model: RewardModel, videos: Sequence[LabelledVideo]) -> Float[np.ndarr
 
 
 def calibrate(
-    model: SmallReward, real: Sequence[LabelledVideo], imagined: Sequence[LabelledVideo], config: RewardTraining
+    model: RewardNet, real: Sequence[LabelledVideo], imagined: Sequence[LabelledVideo], config: RewardTraining
 ) -> dict[str, Any]:
     """Chooses a threshold for real videos and one for imagined ones on held-out episodes, and measures both.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from wmpo import likelihood
 from wmpo.data.clips import chunk_clips, shift
 from wmpo.data.episode import Episode
-from wmpo.policy.small import SmallPolicy
+from wmpo.protocols import PolicyNet
 from wmpo.report.run import StageLog
 from wmpo.rng import keyed
 from wmpo.train.fit import FitConfig, fit
@@ -53,7 +53,13 @@ class RFTConfig:
 
 
 def clone(
-    policy: SmallPolicy, episodes: Sequence[Episode], config: SFTConfig, *, seed: int, checkpoint: Path, log: StageLog
+    policy: PolicyNet,
+    episodes: Sequence[Episode],
+    config: SFTConfig,
+    *,
+    seed: int,
+    checkpoint: Path,
+    log: StageLog,
 ) -> None:
     """Maximises the log-likelihood of the demonstrated action tokens, in place."""
     clips = chunk_clips(episodes, policy.codec.chunk_size)

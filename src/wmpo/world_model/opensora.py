@@ -8,7 +8,8 @@ shifted with the resolution, which at the paper's 256 px changes nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import copy
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +44,22 @@ class OpenSoraWorldModelConfig:
     decode_batch: int = 32
     "Frames decoded at once; changes memory, not results."
 
-    def build(self, action_low: Tensor, action_high: Tensor, image_size: int) -> OpenSoraWorldModel:
-        """Reads the folders. ``action_low`` and ``action_high``: the policy's q01 and q99; -1 and 1 for dimensions that
-        it does not scale. Raises ValueError that names what is missing or does not fit."""
+    def restore(self, about: dict[str, Any]) -> OpenSoraWorldModel:
+        """A model as another one's ``about()`` says; bounds of actions are among its weights."""
+        count = about["action_dim"]
+        return self.build(torch.zeros(count), torch.ones(count), about["image_size"])
+
+    def validate(self, image_size: int) -> None:
+        """Raises ValueError, naming flag and value."""
         if not 0 <= self.context_noise < 1000:
             raise ValueError(f"world_model.context_noise {self.context_noise} must lie between 0 and 1000")
         if min(self.num_context, self.frame_stride, self.euler_steps, self.decode_batch) < 1:
             raise ValueError("num_context, frame_stride, euler_steps and decode_batch must be at least 1")
+
+    def build(self, action_low: Tensor, action_high: Tensor, image_size: int) -> OpenSoraWorldModel:
+        """Reads the folders. ``action_low`` and ``action_high``: the policy's q01 and q99; -1 and 1 for dimensions that
+        it does not scale. Raises ValueError that names what is missing or does not fit."""
+        self.validate(image_size)
         if not (action_low < action_high).all():
             raise ValueError(f"action bounds must satisfy low < high: {action_low.tolist()}, {action_high.tolist()}")
         vae = _autoencoder(Path(self.vae).expanduser())
@@ -110,6 +120,18 @@ class OpenSoraWorldModel(nn.Module):
         super().train(mode)
         self.vae.eval()
         return self
+
+    def about(self) -> dict[str, Any]:
+        """What ``restore`` needs, as JSON."""
+        return {
+            "config": asdict(self.config), "action_dim": len(self.action_low), "image_size": self.image_size
+        }  # fmt: skip
+
+    def refined(self) -> OpenSoraWorldModel:
+        """The same weights, sampled in twice as many steps."""
+        twin = copy.copy(self)
+        twin.config = replace(self.config, euler_steps=2 * self.config.euler_steps)
+        return twin
 
     def noise_shape(self, chunk_size: int) -> tuple[int, ...]:
         """Of the noise of one row in ``imagine``."""

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from wmpo.nn import autocast, best_device, to_frames, to_unit
 from wmpo.world_model import flow
-from wmpo.world_model.tokenizer import Tokenizer
+from wmpo.world_model.tokenizer import Tokenizer, TokenizerConfig
 from wmpo.world_model.warp import MOTION_CHANNELS, compose
 
 
@@ -47,6 +48,20 @@ class SmallWorldModelConfig:
     "Weights to begin with: a shipped model, a file of ``wmpo pretrain``, or none."
     anchor: bool = True
     "Whether the episode's first frame and the sum of the actions since then are part of the context."
+
+    def restore(self, about: dict[str, Any]) -> SmallWorldModel:
+        """An untrained model as another one's ``about()`` says; bounds of actions are among its weights."""
+        tokenizer, count = TokenizerConfig(**about["tokenizer"]).build(), about["action_dim"]
+        return self.build(tokenizer, torch.zeros(count), torch.ones(count), about["grid"])
+
+    def validate(self, image_size: int) -> None:
+        """Raises ValueError, naming flag and value."""
+        widths, grid = self.channels, image_size // 4
+        if any(width < 8 or width % 8 for width in widths) or grid % 2 ** (len(widths) - 1):
+            raise ValueError(
+                f"world_model.channels {widths} must be multiples of 8, and few enough to halve {grid} cells "
+                f"{len(widths) - 1} times"
+            )
 
     def build(self, tokenizer: Tokenizer, action_low: Tensor, action_high: Tensor, grid: int) -> SmallWorldModel:
         return SmallWorldModel(self, tokenizer, action_low, action_high, grid).to(best_device())
@@ -172,6 +187,13 @@ class SmallWorldModel(nn.Module):
         self.tokenizer.eval()  # its batch statistics are frozen
         return self
 
+    def about(self) -> dict[str, Any]:
+        """What ``restore`` needs, as JSON."""
+        return {
+            "config": asdict(self.config), "tokenizer": asdict(self.tokenizer.config),
+            "action_dim": len(self.action_low), "grid": self.grid,
+        }  # fmt: skip
+
     def noise_shape(self, chunk_size: int) -> tuple[int, ...]:
         """Of the noise of one row in ``imagine``."""
         return (chunk_size // self.frame_stride, *self.latent_shape)
@@ -269,6 +291,10 @@ class SmallWorldModel(nn.Module):
         twin = copy.copy(self)
         twin.config = replace(self.config, euler_steps=2 * self.config.euler_steps)
         return twin
+
+    def encode(self, frames: UInt8[Tensor, "M h w 3"]) -> Float[Tensor, "M C y x"]:
+        """Their latents."""
+        return self.tokenizer.encode(frames)
 
     def reconstruct(self, frames: UInt8[Tensor, "M h w 3"]) -> UInt8[Tensor, "M h w 3"]:
         """Frames as imagination can show them at best."""
