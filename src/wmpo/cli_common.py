@@ -21,7 +21,9 @@ class Shared:
     "Where the folders of runs are."
     debug: bool = False
     "Show the whole traceback of an error."
-    experiment: Annotated[Experiment, tyro.conf.arg(name="")] = field(default_factory=Experiment)
+    experiment: Annotated[Experiment, tyro.conf.arg(name=""), tyro.conf.AvoidSubcommands] = field(
+        default_factory=Experiment
+    )
 
 
 def peek(args: list[str], flag: str) -> str | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from wmpo.envs.disrupt import Disruption, Push
 from wmpo.envs.metaworld import MetaWorldConfig
+from wmpo.envs.robosuite import RobosuiteConfig
 from wmpo.policy.small import SmallPolicyConfig
 from wmpo.reward.small import SmallRewardConfig
 from wmpo.train.dpo import DPOConfig
@@ -174,8 +175,8 @@ class BaselinesConfig:
 class Experiment:
     """Everything that decides a run, except its seed."""
 
-    env: MetaWorldConfig = field(default_factory=MetaWorldConfig)
-    "The task."
+    env: MetaWorldConfig | RobosuiteConfig = field(default_factory=MetaWorldConfig)
+    "The task; its recipe decides the simulator."
     max_chunks: int = 12
     "Time limit of an episode in chunks."
     num_workers: int = 0
@@ -286,7 +287,15 @@ _AT_LEAST: dict[str, float] = {
 
 
 def to_json(config: Any) -> dict[str, Any]:
-    return dataclasses.asdict(config)
+    """Nested settings. Where a field may hold several kinds of configuration, ``kind`` names the one that it holds."""
+    hints, content = typing.get_type_hints(type(config)), dict[str, Any]()
+    for own in dataclasses.fields(config):
+        value = getattr(config, own.name)
+        if dataclasses.is_dataclass(value):
+            kind = {"kind": type(value).__name__} if isinstance(hints[own.name], types.UnionType) else {}
+            value = kind | to_json(value)
+        content[own.name] = value
+    return content
 
 
 def from_json(kind: type, content: dict[str, Any]) -> Any:
@@ -299,6 +308,12 @@ def from_json(kind: type, content: dict[str, Any]) -> Any:
 
 
 def _convert(hint: Any, value: Any) -> Any:
+    if isinstance(hint, types.UnionType) and isinstance(value, dict):
+        kinds = {kind.__name__: kind for kind in typing.get_args(hint)}
+        name = value.get("kind", next(iter(kinds)))  # older files hold the first kind and do not say so
+        if name not in kinds:
+            raise ValueError(f"kind {name!r} is none of {', '.join(kinds)}")
+        return from_json(kinds[name], {key: own for key, own in value.items() if key != "kind"})
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return from_json(hint, value)
     if typing.get_origin(hint) in (tuple, types.GenericAlias):
