@@ -23,7 +23,8 @@ from finished_run import finished_run
 from PIL import Image
 
 from wmpo.envs.ledger import Ledger
-from wmpo.envs.metaworld import CameraConfig
+from wmpo.envs.metaworld import MetaWorldConfig
+from wmpo.envs.simulator import CameraConfig
 from wmpo.policy.codec import ActionCodec
 from wmpo.rollout.run import run_episodes
 from wmpo.serve.guard import Guard
@@ -184,7 +185,8 @@ def test_a_policy_that_drives_plays_the_episode_that_it_would_play_alone(server:
 
 def test_keys_move_as_the_camera_sees_it() -> None:
     codec = ActionCodec((-1.0, -1.0, -0.5, -1.0), (1.0, 1.0, 0.5, 1.0), 4, 11)
-    right, away, up = (steer(move, 1, CameraConfig(azimuth=90), codec)[0, 0].tolist() for move in np.eye(3).tolist())
+    turned = MetaWorldConfig(camera=CameraConfig(azimuth=90))
+    right, away, up = (steer(move, 1, turned, codec)[0, 0].tolist() for move in np.eye(3).tolist())
     assert np.allclose(right, [1, 0, 0, 1], atol=1e-6), "a camera that looks along y has x to its right"
     assert np.allclose(away, [0, 1, 0, 1], atol=1e-6)
     assert np.allclose(up, [0, 0, 0.5, 1]), "within what demonstrations did"

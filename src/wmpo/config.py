@@ -11,6 +11,7 @@ from typing import Any
 
 from wmpo.envs.disrupt import Disruption, Push
 from wmpo.envs.metaworld import MetaWorldConfig
+from wmpo.envs.robosuite import RobosuiteConfig
 from wmpo.policy.openvla_oft import OpenVLAOFTConfig
 from wmpo.policy.small import SmallPolicyConfig
 from wmpo.reward.small import SmallRewardConfig
@@ -182,8 +183,8 @@ class BaselinesConfig:
 class Experiment:
     """Everything that decides a run, except its seed."""
 
-    env: MetaWorldConfig = field(default_factory=MetaWorldConfig)
-    "The task."
+    env: MetaWorldConfig | RobosuiteConfig = field(default_factory=MetaWorldConfig)
+    "The task; its recipe decides the simulator."
     max_chunks: int = 12
     "Time limit of an episode in chunks."
     num_workers: int = 0
@@ -288,15 +289,29 @@ _AT_LEAST: dict[str, float] = {
 
 
 def to_json(config: Any) -> dict[str, Any]:
-    return dataclasses.asdict(config)
+    """Nested settings. Where a field may hold several kinds of configuration, ``kind`` names the one that it holds."""
+    hints, content = typing.get_type_hints(type(config)), dict[str, Any]()
+    for own in dataclasses.fields(config):
+        value = getattr(config, own.name)
+        if dataclasses.is_dataclass(value):
+            kind = {"kind": type(value).__name__} if isinstance(hints[own.name], types.UnionType) else {}
+            value = kind | to_json(value)
+        content[own.name] = value
+    return content
 
 
 def from_json(kind: Any, content: dict[str, Any]) -> Any:
-    """The inverse of :func:`to_json`; of a union, the kind that knows the names. Raises ValueError for names that this
-    version does not know."""
+    """The inverse of :func:`to_json`; of a union, the named kind or else the first that knows all names.
+
+    Raises ValueError for names that this version does not know.
+    """
     if isinstance(kind, types.UnionType):
-        kinds: tuple[type, ...] = typing.get_args(kind)
-        kind = next((k for k in kinds if set(content) <= set(typing.get_type_hints(k))), kinds[0])
+        kinds = {each.__name__: each for each in typing.get_args(kind)}
+        knowing = (each for each in kinds.values() if set(content) <= set(typing.get_type_hints(each)))
+        name = content.get("kind") or next(knowing, next(iter(kinds.values()))).__name__
+        if name not in kinds:
+            raise ValueError(f"kind {name!r} is none of {', '.join(kinds)}")
+        kind, content = kinds[name], {key: value for key, value in content.items() if key != "kind"}
     hints = typing.get_type_hints(kind)
     unknown = sorted(set(content) - set(hints))
     if unknown:

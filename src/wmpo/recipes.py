@@ -16,6 +16,7 @@ from wmpo.config import (
     FidelityConfig,
 )
 from wmpo.envs.metaworld import MetaWorldConfig
+from wmpo.envs.robosuite import RobosuiteConfig
 from wmpo.evaluation.audit import AuditConfig
 from wmpo.policy.small import SmallPolicyConfig
 from wmpo.reward.small import SmallRewardConfig
@@ -76,7 +77,24 @@ def tiny() -> Experiment:
     )
 
 
-RECIPES: dict[str, Callable[[], Experiment]] = {"quickstart": quickstart, "tiny": tiny}
+def square() -> Experiment:
+    """robosuite's Square, the paper's Square_D0, with its time limit, chunks and budget P, but small models and
+    pictures: for two CPU cores and some hours. Nothing is pretrained: the shipped weights have seen another robot."""
+    return Experiment(
+        env=RobosuiteConfig(task="Square"),
+        max_chunks=23,
+        demos=DemosConfig(num_episodes=60, noise=0.1),
+        policy=SmallPolicyConfig(chunk_size=8),
+        sft=SFTConfig(fit=FitConfig(num_steps=3000, batch_size=32, learning_rate=6e-4)),
+        world_model=SmallWorldModelConfig(pretrained="none"),
+        world_model_training=WorldModelTraining(
+            fit=FitConfig(num_steps=4000, batch_size=16, learning_rate=1e-3, ema=0.995), check_every=500
+        ),
+        evaluate=EvaluateConfig(num_test=128),  # the paper's number; an episode takes seconds
+    )
+
+
+RECIPES: dict[str, Callable[[], Experiment]] = {"quickstart": quickstart, "tiny": tiny, "square": square}
 
 
 def recipe(name: str) -> Experiment:

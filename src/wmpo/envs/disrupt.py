@@ -20,9 +20,9 @@ from jaxtyping import Float
 from wmpo.rng import keyed
 
 BLUE, YELLOW = np.array([0.1, 0.2, 0.9]), np.array([0.9, 0.8, 0.1])
-TABLE = ("table_wood", "basic_floor")
-"""Materials of table and floor in every scene of Meta-World."""
-NO_OBJECTS = ("world", "base", "mocap", "tablelink", "RetainingWall")
+TABLE = ("table_wood", "basic_floor", "table_ceramic", "table_legs_metal", "table_mat", "floorplane", "walls_mat")
+"""Materials of table and floor in every scene of Meta-World and robosuite, and of robosuite's walls."""
+NO_OBJECTS = ("world", "base", "mocap", "tablelink", "RetainingWall", "table", "robot0_base")
 """Roots of bodies that are part of no task: the robot, the table and what stands around it."""
 
 

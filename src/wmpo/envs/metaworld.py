@@ -1,7 +1,7 @@
 """One Meta-World simulator that plays many episodes in turn, with a camera and a renderer of our own.
 
 Meta-World steps at 80 Hz. One environment step here holds an action for ``action_repeat`` of those (4: 20 Hz), which
-its scripted experts tolerate. The stock renderer draws 4096-pixel shadow maps, which is what makes it slow in software.
+its scripted experts tolerate.
 """
 
 from __future__ import annotations
@@ -9,32 +9,16 @@ from __future__ import annotations
 import copy
 import difflib
 import math
-import os
-import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from wmpo.envs.disrupt import NONE, Disruption, camera_moved, out_of_range, redraw
+from wmpo.envs.disrupt import NONE, Disruption, out_of_range
+from wmpo.envs.simulator import CameraConfig, check_image_size, choose_gl, draw, make_renderer
 from wmpo.envs.workspace import Workspace
-from wmpo.rng import keyed
-
-
-@dataclass(frozen=True, kw_only=True)
-class CameraConfig:
-    """A free camera that looks at the table. By default objects and goal markers of most tasks are legible at 64 px."""
-
-    azimuth: float = 150.0
-    "Degrees around the vertical axis."
-    elevation: float = -30.0
-    "Degrees; negative looks down."
-    distance: float = 1.15
-    "Metres from the point looked at."
-    lookat: tuple[float, float, float] = (0.0, 0.66, 0.13)
-    "The point looked at, in metres."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +33,18 @@ class MetaWorldConfig:
     "Simulator steps (80 Hz) for which one action is held."
     camera: CameraConfig = field(default_factory=CameraConfig)
 
+    @property
+    def action_dim(self) -> int:
+        """Hand movement in x, y, z and the gripper."""
+        return 4
+
+    @property
+    def rate(self) -> int:
+        return round(80 / self.action_repeat)
+
+    def with_task(self, task: str) -> MetaWorldConfig:
+        return replace(self, task=task)
+
     def instruction(self) -> str:
         """The task's name as a sentence: ``drawer-open-v3`` -> ``drawer open``."""
         return " ".join(part for part in self.task.split("-") if not (part[0] == "v" and part[1:].isdigit()))
@@ -62,26 +58,18 @@ class MetaWorldConfig:
         low, high = ((limit - env.hand_init_pos) / metres for limit in (env.mocap_low, env.mocap_high))
         return Workspace(low=(*low.tolist(), -math.inf), high=(*high.tolist(), math.inf))
 
+    def command(self, x: float, y: float, z: float, gripper: float) -> list[float]:
+        return [x, y, z, gripper]
+
+    def build(self) -> MetaWorldSim:
+        return MetaWorldSim(self)
+
     def validate(self) -> None:
         """Raises ValueError with the nearest names for an unknown task, and for sizes that cannot be rendered."""
         check_task(self.task)
-        if not 16 <= self.image_size <= 512 or self.image_size % 16:
-            raise ValueError(f"env.image_size must be a multiple of 16 in 16..512, not {self.image_size}")
+        check_image_size(self.image_size)
         if self.action_repeat < 1:
             raise ValueError(f"env.action_repeat must be at least 1, not {self.action_repeat}")
-
-
-def choose_gl() -> None:
-    """Asks MuJoCo for off-screen rendering, unless the user chose a backend. Must run before mujoco is imported."""
-    if "MUJOCO_GL" not in os.environ and "mujoco" not in sys.modules and sys.platform == "linux":
-        os.environ["MUJOCO_GL"] = "egl"
-
-
-GL_HELP = (
-    "MuJoCo cannot render off screen here ({reason}). Install the GL libraries, e.g. on Debian or Ubuntu:\n"
-    "  apt-get install -y libegl1 libgl1 libgl1-mesa-dri libgles2 libosmesa6\n"
-    "on Fedora: dnf install mesa-libEGL mesa-libGL mesa-dri-drivers; or set MUJOCO_GL=osmesa or MUJOCO_GL=egl."
-)
 
 
 def all_tasks() -> list[str]:
@@ -191,83 +179,12 @@ class MetaWorldSim:
         self._obs = state.obs.copy()
 
     def render(self, disruption: Disruption = NONE) -> UInt8[np.ndarray, "h w 3"]:
-        """The camera's picture, drawn at twice the size and averaged (anti-aliasing)."""
+        """The camera's picture."""
         if self._renderer is None:
-            self._renderer = self._make_renderer()
-        self._renderer.update_scene(self.env.data, camera=self._view(disruption))
-        scene = self._renderer.scene
-        redraw(disruption, self.env.model, scene)
-        for flag in ("mjRND_SHADOW", "mjRND_REFLECTION", "mjRND_SKYBOX"):
-            scene.flags[getattr(self._mujoco.mjtRndFlag, flag)] = 0
-        size = self.config.image_size
-        big = self._renderer.render().reshape(size, 2, size, 2, 3)
-        return np.rint(big.mean(axis=(1, 3), dtype=np.float32)).astype(np.uint8)
-
-    def _view(self, disruption: Disruption) -> Any:
-        mujoco, camera = self._mujoco, self.config.camera
-        turn, shift = camera_moved(disruption, camera.azimuth)
-        view = mujoco.MjvCamera()
-        view.type = mujoco.mjtCamera.mjCAMERA_FREE
-        view.azimuth, view.elevation, view.distance = camera.azimuth + turn, camera.elevation, camera.distance
-        view.lookat[:] = camera.lookat + shift
-        return view
-
-    def _make_renderer(self) -> Any:
-        self.env.model.vis.quality.offsamples = 0
-        size = 2 * self.config.image_size
-        try:
-            return self._mujoco.Renderer(self.env.model, size, size)
-        except Exception as error:  # GL libraries raise many types; all mean the same to the user
-            raise RuntimeError(GL_HELP.format(reason=error)) from error
+            self._renderer = make_renderer(self.env.model, self.config.image_size)
+        return draw(self._renderer, self.env.model, self.env.data, self.config, disruption)
 
     def close(self) -> None:
         if self._renderer is not None:
             self._renderer.close()
             self._renderer = None
-
-
-def expert_episode(
-    sim: MetaWorldSim, seed: int, noise: float, max_steps: int, frame_stride: int
-) -> tuple[UInt8[np.ndarray, "L h w 3"], Float[np.ndarray, "S A"], int]:
-    """Plays the scripted expert with Gaussian action noise (the noisy action is what is executed and recorded).
-
-    Returns frames (the start and one every ``frame_stride`` steps), actions, and after how many actions the task was
-    solved (-1: never). The episode goes on to the next frame after success.
-    """
-    rng = keyed(seed, "expert")
-    sim.reset(seed)
-    frames, solved_at = [sim.render()], -1
-    actions: list[np.ndarray] = []
-    while len(actions) < max_steps:
-        action = np.clip(sim.expert_action() + noise * rng.standard_normal(4), -1, 1).astype(np.float32)
-        solved = sim.step(action)
-        actions.append(action)
-        if solved and solved_at < 0:
-            solved_at = len(actions)
-        if len(actions) % frame_stride == 0:
-            frames.append(sim.render())
-            if solved_at >= 0:
-                break
-    return np.stack(frames), np.stack(actions), solved_at
-
-
-def play_episode(
-    sim: MetaWorldSim, seed: int, num_steps: int
-) -> tuple[UInt8[np.ndarray, "L h w 3"], Float[np.ndarray, "S A"], int]:
-    """What a world model is pretrained on: an expert of random clumsiness that loses interest at a random time and then
-    wanders. Same result as :func:`expert_episode`, but it never ends early and renders every step."""
-    rng = keyed(seed, "play")
-    sim.reset(seed)
-    noise, faithful = rng.uniform(0.1, 0.8), rng.uniform(-0.3, 1.5) * num_steps
-    drift = rng.standard_normal(4)
-    frames, actions, solved_at = [sim.render()], [], -1
-    for step in range(num_steps):
-        drift = 0.8 * drift + 0.6 * rng.standard_normal(4)
-        wish = sim.expert_action() + noise * rng.standard_normal(4) if step < faithful else drift
-        action = np.clip(wish, -1, 1).astype(np.float32)
-        solved = sim.step(action)
-        actions.append(action)
-        frames.append(sim.render())
-        if solved and solved_at < 0:
-            solved_at = step + 1
-    return np.stack(frames), np.stack(actions), solved_at

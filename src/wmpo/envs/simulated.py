@@ -1,7 +1,7 @@
-"""The real (simulated) environment: many Meta-World episodes in lockstep, over one simulator process per core.
+"""The real (simulated) environment: many simulated episodes in lockstep, over one simulator process per core.
 
 One process holds one simulator and swaps episode states in and out of it, because several GL contexts in a process
-corrupt each other under OSMesa and because a Meta-World model takes a second to build.
+corrupt each other under OSMesa and because a model takes a second or more to build.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import Tensor
 from wmpo.envs.clock import Clock
 from wmpo.envs.disrupt import NONE, Disruption, Push
 from wmpo.envs.ledger import Ledger
-from wmpo.envs.metaworld import MetaWorldConfig, MetaWorldSim, choose_gl, expert_episode, play_episode
+from wmpo.envs.simulator import Simulator, SimulatorConfig, choose_gl, expert_episode, play_episode
 from wmpo.types import ChunkStep, Observation, Starts
 
 
@@ -39,10 +39,10 @@ class Purpose:
     seed: int = 0
 
 
-def _serve(pipe: Connection, config: MetaWorldConfig) -> None:
+def _serve(pipe: Connection, config: SimulatorConfig) -> None:
     """The loop of a simulator process."""
     torch.set_num_threads(1)
-    sim: MetaWorldSim | None = None
+    sim: Simulator | None = None
     states: dict[int, Any] = {}
     while True:
         try:
@@ -52,7 +52,7 @@ def _serve(pipe: Connection, config: MetaWorldConfig) -> None:
         try:
             if name == "close":
                 break
-            sim = sim or MetaWorldSim(config)
+            sim = sim or config.build()
             pipe.send(("ok", _COMMANDS[name](sim, states, *args)))
         except Exception as error:
             pipe.send(("error", (type(error).__name__, str(error), traceback.format_exc())))
@@ -61,7 +61,7 @@ def _serve(pipe: Connection, config: MetaWorldConfig) -> None:
 
 
 def _reset(
-    sim: MetaWorldSim, states: dict[int, Any], seeds: dict[int, int], disruption: Disruption
+    sim: Simulator, states: dict[int, Any], seeds: dict[int, int], disruption: Disruption
 ) -> dict[int, np.ndarray]:
     states.clear()
     frames = {}
@@ -73,7 +73,7 @@ def _reset(
 
 
 def _step(
-    sim: MetaWorldSim,
+    sim: Simulator,
     states: dict[int, Any],
     chunks: dict[int, np.ndarray],
     stride: int,
@@ -96,11 +96,11 @@ def _step(
     return played
 
 
-def _expert(sim: MetaWorldSim, states: dict[int, Any], seed: int, *args: Any) -> Any:
+def _expert(sim: Simulator, states: dict[int, Any], seed: int, *args: Any) -> Any:
     return expert_episode(sim, seed, *args)
 
 
-def _play(sim: MetaWorldSim, states: dict[int, Any], seed: int, num_steps: int) -> Any:
+def _play(sim: Simulator, states: dict[int, Any], seed: int, num_steps: int) -> Any:
     return play_episode(sim, seed, num_steps)
 
 
@@ -121,7 +121,7 @@ class SimulatedEnv:
 
     def __init__(
         self,
-        config: MetaWorldConfig,
+        config: SimulatorConfig,
         *,
         chunk_size: int,
         max_chunks: int,
@@ -225,7 +225,7 @@ class SimulatedEnv:
         return episodes
 
     def play_around(self, seeds: list[int], *, num_steps: int) -> list[tuple[np.ndarray, np.ndarray, int]]:
-        """Episodes for pretraining a world model (see :func:`wmpo.envs.metaworld.play_episode`)."""
+        """Episodes for pretraining a world model (see :func:`wmpo.envs.simulator.play_episode`)."""
         episodes = self._workers.each("play", [(seed, num_steps) for seed in seeds])
         self._record_expert(Purpose("pretraining", "play"), seeds, episodes, 0.0)
         return episodes
@@ -281,7 +281,7 @@ def uninterrupted() -> Iterator[None]:
 class _Workers:
     """Simulator processes behind pipes. Rows are dealt out by index, so a row always meets the same simulator."""
 
-    def __init__(self, config: MetaWorldConfig, count: int) -> None:
+    def __init__(self, config: SimulatorConfig, count: int) -> None:
         choose_gl()  # the children inherit it
         context = mp.get_context("spawn")
         self._pipes: list[Connection] = []

@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from wmpo.envs.metaworld import MetaWorldConfig, MetaWorldSim, choose_gl
+from wmpo.envs.metaworld import MetaWorldConfig, MetaWorldSim
 from wmpo.envs.simulated import uninterrupted
+from wmpo.envs.simulator import choose_gl
 from wmpo.rng import keyed
 from wmpo.robots.lerobot import LeRobotRobot
 from wmpo.robots.protocol import Axis, Setup, Signal
@@ -242,7 +243,7 @@ def simulated(
     config: MetaWorldConfig, *, speed: float = 1.0, faults: Faults | None = None, first: int = 0, max_age: float = 0.25
 ) -> Setup:
     """The setup of such a robot, with its operator. Scenes are the simulator's starts ``first + 1, first + 2, ...``"""
-    rate = round(80 / config.action_repeat)
+    rate = config.rate
     arm = SimulatedArm(config, rate=rate, speed=speed, faults=faults)
     limits, metres = config.workspace(), 0.01 * config.action_repeat
     hand = tuple(

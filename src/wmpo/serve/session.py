@@ -12,8 +12,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from wmpo.envs.imagined import ImaginedEnv
-from wmpo.envs.metaworld import CameraConfig
 from wmpo.envs.simulated import Purpose, SimulatedEnv
+from wmpo.envs.simulator import SimulatorConfig
 from wmpo.protocols import ChunkEnv, Codec, PolicyNet, RewardModel
 from wmpo.reward.detector import Detector
 from wmpo.rollout.run import decide
@@ -101,11 +101,11 @@ class Session:
         starts = self.starts.with_ids(torch.tensor([secrets.randbits(62)]), self.starts.group)
         self.real = Side(env, starts, self.env.reward_model, self.env.world_model.reconstruct)
 
-    def act(self, acting: Acting, world: str, camera: CameraConfig) -> None:
+    def act(self, acting: Acting, world: str, config: SimulatorConfig) -> None:
         """Adds a chunk. A policy's is what it would play in an episode with the same start, identity and seed."""
         self._drivers.add(acting.driver)
         if acting.driver == "keys":
-            self.chunks.append(steer(acting.move, acting.gripper, camera, self.policies["base"].codec))
+            self.chunks.append(steer(acting.move, acting.gripper, config, self.policies["base"].codec))
             return
         policy, self._temperature = self.policies[acting.driver], acting.temperature
         side = self.real if world == "real" and self.real is not None else self.dream
@@ -115,14 +115,14 @@ class Session:
         self.chunks.append(policy.codec.decode(tokens))
 
 
-def steer(move: Sequence[float], gripper: float, camera: CameraConfig, codec: Codec) -> Float[Tensor, "1 K A"]:
+def steer(move: Sequence[float], gripper: float, config: SimulatorConfig, codec: Codec) -> Float[Tensor, "1 K A"]:
     """A chunk that holds one action. ``move`` is as the camera sees it: right, away and up.
 
     Actions stay between the quantiles of the demonstrations, as those of policies do: the world model knows no others.
     """
     right, away, up = move
-    turned = math.radians(camera.azimuth)  # the camera looks along (cos, sin) of it over the table
+    turned = math.radians(config.camera.azimuth)  # the camera looks along (cos, sin) of it over the table
     x = away * math.cos(turned) + right * math.sin(turned)
     y = away * math.sin(turned) - right * math.cos(turned)
     low, high = torch.tensor(codec.low), torch.tensor(codec.high)
-    return torch.tensor([x, y, up, gripper]).clamp(low, high).repeat(1, codec.chunk_size, 1)
+    return torch.tensor(config.command(x, y, up, gripper)).clamp(low, high).repeat(1, codec.chunk_size, 1)

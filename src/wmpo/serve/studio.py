@@ -104,12 +104,12 @@ class Studio:
             if acting is not None and not session.playing(world):
                 raise Refused("this episode has ended; begin a new one", 409)
             if acting is not None:
-                session.act(acting, world, self.job.experiment.env.camera)
+                session.act(acting, world, self.job.experiment.env)
             dream, real, problem = session.dream.follow(session.chunks), None, ""
             if world != "imagined":
                 try:
                     real = self._reality(session)
-                except (RuntimeError, ImportError, OSError) as error:  # no GL libraries, no Meta-World, no memory
+                except (RuntimeError, ImportError, OSError) as error:  # no GL libraries, no simulator, no memory
                     problem = str(error).partition("\n")[0]
             return _seen(session, dream, real, world, problem)
 

@@ -76,7 +76,7 @@ class Plan:
     def at(self, task: str, budget: int | None = None, method: str = BASE) -> Experiment:
         """The experiment of one run; None: with the recipe's budget, on which nothing of the base policy depends."""
         clone = replace(self.experiment.clone, enabled=method == "wmpo-rft")
-        experiment = replace(self.experiment, env=replace(self.experiment.env, task=task), clone=clone)
+        experiment = replace(self.experiment, env=self.experiment.env.with_task(task), clone=clone)
         if budget is None:
             return experiment
         if self.lifelong and method in WMPO:

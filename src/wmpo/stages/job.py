@@ -52,12 +52,11 @@ class Job:
     @property
     def fps(self) -> int:
         """Frames per second of recorded episodes: one frame an action."""
-        return round(80 / self.experiment.env.action_repeat)
+        return self.experiment.env.rate
 
     @property
     def action_dim(self) -> int:
-        """Hand movement in x, y, z and the gripper."""
-        return 4
+        return self.experiment.env.action_dim
 
     @functools.cached_property
     def workspace(self) -> Workspace:

@@ -6,7 +6,7 @@ to a new task. No episode of an excluded task is used. The result is shipped wit
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -31,6 +31,8 @@ SHIPPED = Path(__file__).parent.parent / "pretrained"
 def pretrain(job: Job) -> None:
     """Records play in many tasks, then trains tokenizer and world model on it; resumable like any stage."""
     log, config, folder = job.log("pretrain"), job.experiment.pretrain, job.root
+    if not isinstance(job.experiment.env, MetaWorldConfig):
+        raise ValueError("wmpo pretrain plays the tasks of Meta-World; begin with a recipe of it, such as quickstart")
     tasks = sorted(set(all_tasks()) - set(config.excluded))
     for number, task in enumerate(tasks):
         _record(job, task, number)
@@ -38,7 +40,7 @@ def pretrain(job: Job) -> None:
     learn: list[Episode] = []
     held_out: list[Episode] = []
     for task in tasks:
-        workspace = replace(job.experiment.env, task=task).workspace()
+        workspace = job.experiment.env.with_task(task).workspace()
         episodes = workspace.executed(read_episodes(job.dataset(task)))
         learn, held_out = learn + episodes[:-1], held_out + episodes[-1:]
     net = _world_model(job, learn, held_out, log)
@@ -56,7 +58,7 @@ def _record(job: Job, task: str, number: int) -> None:
     config, root = job.experiment.pretrain, job.dataset(task)
     if num_episodes(root) >= config.num_episodes:
         return
-    env_config = MetaWorldConfig(**{**asdict(job.experiment.env), "task": task, "camera": job.experiment.env.camera})
+    env_config = job.experiment.env.with_task(task)
     seeds = start_seeds("pretraining", job.seed, 1000 * number, config.num_episodes)
     with SimulatedEnv(env_config, chunk_size=1, max_chunks=config.num_steps, frame_stride=1, ledger=None) as env:
         played = env.play_around(seeds, num_steps=config.num_steps)
@@ -115,9 +117,13 @@ def check_pretrained(experiment: Experiment) -> None:
     _, header = load_tensors(path)
     if header.get("kind") != "world_model" or "env" not in header:
         raise ValueError(f"{path} was not made by wmpo pretrain; use such a file, or --world-model.pretrained none")
+    if header["action_dim"] != experiment.env.action_dim:
+        raise ValueError(
+            f"{path} was pretrained with {header['action_dim']}-D actions, but those of {experiment.env.task} are "
+            f"{experiment.env.action_dim}-D; use --world-model.pretrained none"
+        )
     wanted = {
-        "env": {k: getattr(experiment.env, k) for k in ("image_size", "action_repeat")}
-        | {"camera": asdict(experiment.env.camera)},
+        "env": {k: v for k, v in asdict(experiment.env).items() if k != "task"},
         "world_model": {k: v for k, v in asdict(experiment.world_model).items() if k not in _FREE},
         "tokenizer": {k: v for k, v in asdict(experiment.tokenizer).items() if k not in _FREE},
     }

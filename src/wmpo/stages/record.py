@@ -125,9 +125,13 @@ def taken_from(job: Job, source: Path, first: int, count: int, more: str) -> lis
     episodes = list(islice(opened.episodes, first, first + count))
     size = job.experiment.env.image_size
     for wanted, found, fix in (
-        (job.fps, opened.fps, "change --env.action-repeat"),
+        (job.fps, opened.fps, "a run's frames follow each other at the rate of its simulator (see --env.*)"),
         ((size, size, 3), episodes[0].frames.shape[1:], "change --env.image-size, or wmpo data import --image-size"),
-        (job.action_dim, episodes[0].actions.shape[1], "a run learns the movements of a hand and a gripper only"),
+        (
+            job.action_dim,
+            episodes[0].actions.shape[1],
+            f"a recipe with such actions is needed, not one that plays {job.experiment.env.task}",
+        ),
     ):
         if found != wanted:
             raise ValueError(f"{source} has {found} where this run has {wanted}; {fix}")
