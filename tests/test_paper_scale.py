@@ -12,6 +12,7 @@ import torch
 
 pytest.importorskip("transformers", reason="needs the extra hf: pip install 'wmpo[hf]'")
 
+from commands import refused
 from finished_run import recorded
 from hf_miniatures import write_autoencoder, write_videomae
 from openvla_miniature import write_checkpoint
@@ -21,7 +22,7 @@ from wmpo.checkpoint import load_tensors
 from wmpo.config import Experiment, from_json, to_json
 from wmpo.data.lerobot import append_episodes
 from wmpo.policy.openvla_oft import OpenVLAOFT, OpenVLAOFTConfig
-from wmpo.recipes import tiny
+from wmpo.recipes import RECIPES, tiny
 from wmpo.reward.videomae import VideoMAERewardConfig
 from wmpo.rollout.run import run_episodes
 from wmpo.stages import models
@@ -160,3 +161,10 @@ def test_settling_changes_no_logit(weights: Path, rank: int) -> None:
     trained = [name for name, parameter in policy.named_parameters() if parameter.requires_grad]
     assert all((".lora_" in name) == bool(rank) for name in trained)
     assert policy.state_dict().keys() == policy.config.restore(policy.about()).state_dict().keys()
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("paper-")])
+def test_a_recipe_of_the_paper_without_its_weights_says_so_before_anything_is_played(name: str, tmp_path: Path) -> None:
+    said = refused("run", name, "--env.image-size", "64", cwd=tmp_path)
+    assert "weights/openvla-7b is not a folder" in said
+    assert not (tmp_path / "runs").exists()

@@ -118,7 +118,7 @@ def _main(args: list[str]) -> None:
         _report(path)
         return
     if command != "pretrain":
-        pretrain.check_pretrained(settings.experiment)  # at once, not after the episodes are played
+        pretrain.check_weights(settings.experiment)  # at once, not after the episodes are played
     free = "disruptions." if command == "disruptions" else ""  # nothing else depends on these
     with open_job(path, name, settings.experiment, settings.seed, free=free) as job:
         _stages(job, command)

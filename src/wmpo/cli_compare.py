@@ -102,7 +102,7 @@ def main(command: str, name: str, rest: list[str]) -> None:
         plan.validate()
         compare.check_comparison(path, plan)
     else:
-        pretrain.check_pretrained(settings.experiment)
+        pretrain.check_weights(settings.experiment)
         failed = compare.run(plan, path)
     table = tabulate(plan, path)
     print(write_comparison(table))

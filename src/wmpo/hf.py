@@ -33,7 +33,10 @@ class WeightFolder:
     def __init__(self, path: str | Path, stem: str = "model") -> None:
         self.path = Path(path).expanduser()
         if not self.path.is_dir():
-            raise ValueError(f"{self.path} is not a folder; download the checkpoint first and name its folder here")
+            raise ValueError(
+                f"{self.path} is not a folder; download the checkpoint and name its folder (--policy.folder, "
+                "--world-model.folder, --world-model.vae, --reward.folder)"
+            )
         index, single = (self.path / name.format(stem=stem) for name in (_INDEX, _SINGLE))
         if index.exists():
             self._shard_of = dict(_read(index)["weight_map"])

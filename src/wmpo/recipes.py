@@ -19,6 +19,7 @@ from wmpo.envs.metaworld import MetaWorldConfig
 from wmpo.envs.robosuite import RobosuiteConfig
 from wmpo.evaluation.audit import AuditConfig
 from wmpo.policy.small import SmallPolicyConfig
+from wmpo.recipes_paper import paper_coffee, paper_square, paper_stack_three, paper_three_piece, single_gpu
 from wmpo.reward.small import SmallRewardConfig
 from wmpo.rollout.groups import GroupConfig
 from wmpo.train.dpo import DPOConfig
@@ -94,7 +95,16 @@ def square() -> Experiment:
     )
 
 
-RECIPES: dict[str, Callable[[], Experiment]] = {"quickstart": quickstart, "tiny": tiny, "square": square}
+RECIPES: dict[str, Callable[[], Experiment]] = {
+    "quickstart": quickstart,
+    "tiny": tiny,
+    "square": square,
+    "single-gpu": single_gpu,
+    "paper-square": paper_square,
+    "paper-coffee": paper_coffee,
+    "paper-stack-three": paper_stack_three,
+    "paper-three-piece": paper_three_piece,
+}
 
 
 def recipe(name: str) -> Experiment:

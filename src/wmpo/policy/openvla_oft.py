@@ -67,6 +67,10 @@ class OpenVLAOFTConfig:
                 f"policy.improve_lora_rank {self.improve_lora_rank} at least 0"
             )
 
+    def check_weights(self) -> None:
+        """Raises ValueError, naming folder and fix, before anything is played, when weights are missing or foreign."""
+        read_settings(WeightFolder(self.folder))
+
     def fit(self, actions: Float[Tensor, "S A"], image_size: int) -> OpenVLAOFT:
         """The checkpoint, for actions such as the recorded ones or, if it is fine-tuned, for those of its own."""
         if self.fine_tuned:

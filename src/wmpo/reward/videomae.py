@@ -38,6 +38,10 @@ class VideoMAERewardConfig:
     window: int = 8
     "Consecutive frames in a clip (W)."
 
+    def check_weights(self) -> None:
+        """Raises ValueError, naming folder and fix, before anything is played, when weights are missing."""
+        WeightFolder(self.folder)
+
     def restore(self, about: dict[str, Any]) -> VideoMAEReward:
         """The checkpoint with the threshold of a classifier that was trained from it."""
         model = self.build()

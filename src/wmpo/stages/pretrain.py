@@ -18,11 +18,14 @@ from wmpo.data.lerobot import append_episodes, num_episodes, read_episodes
 from wmpo.data.splits import start_seeds
 from wmpo.envs.metaworld import MetaWorldConfig, all_tasks
 from wmpo.envs.simulated import SimulatedEnv
+from wmpo.policy.openvla_oft import OpenVLAOFTConfig
 from wmpo.report.run import StageLog
+from wmpo.reward.videomae import VideoMAERewardConfig
 from wmpo.stages import models
 from wmpo.stages.job import Job, commit, finish
 from wmpo.train.tokenizer import train_tokenizer
 from wmpo.train.world_model import train_world_model
+from wmpo.world_model.opensora import OpenSoraWorldModelConfig
 from wmpo.world_model.small import SmallWorldModel, SmallWorldModelConfig
 
 SHIPPED = Path(__file__).parent.parent / "pretrained"
@@ -108,8 +111,16 @@ def pretrained_path(name: str) -> Path | None:
     return path
 
 
+def check_weights(experiment: Experiment) -> None:
+    """Raises ValueError when weights that the run begins with are missing, or were made for other pictures or sizes."""
+    for config in (experiment.policy, experiment.world_model, experiment.reward):
+        if isinstance(config, OpenVLAOFTConfig | OpenSoraWorldModelConfig | VideoMAERewardConfig):
+            config.check_weights()
+    check_pretrained(experiment)
+
+
 def check_pretrained(experiment: Experiment) -> None:
-    """Raises ValueError when the pretrained weights are missing, or were made for other pictures or sizes."""
+    """Raises ValueError when pretrained small models are missing, or were made for other pictures or sizes."""
     model = experiment.world_model
     path = pretrained_path(model.pretrained) if isinstance(model, SmallWorldModelConfig) else None
     if path is None:

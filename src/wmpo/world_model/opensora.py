@@ -44,6 +44,12 @@ class OpenSoraWorldModelConfig:
     decode_batch: int = 32
     "Frames decoded at once; changes memory, not results."
 
+    def check_weights(self) -> None:
+        """Raises ValueError, naming folder and fix, before anything is played, when weights are missing."""
+        WeightFolder(_checked_autoencoder(self.vae), "diffusion_pytorch_model")
+        if self.folder:
+            WeightFolder(self.folder)
+
     def restore(self, about: dict[str, Any]) -> OpenSoraWorldModel:
         """A model as another one's ``about()`` says; bounds of actions are among its weights."""
         count = about["action_dim"]
@@ -62,7 +68,7 @@ class OpenSoraWorldModelConfig:
         self.validate(image_size)
         if not (action_low < action_high).all():
             raise ValueError(f"action bounds must satisfy low < high: {action_low.tolist()}, {action_high.tolist()}")
-        vae = _autoencoder(Path(self.vae).expanduser())
+        vae = _autoencoder(_checked_autoencoder(self.vae))
         clues = len(action_low) * self.frame_stride
         if self.folder:
             net = load(WeightFolder(self.folder), clues, self.sizes.temporal_actions)
@@ -75,9 +81,14 @@ class OpenSoraWorldModelConfig:
         return OpenSoraWorldModel(self, net, vae, action_low, action_high, image_size).to(best_device()).eval()
 
 
-def _autoencoder(folder: Path) -> Any:
+def _checked_autoencoder(name: str) -> Path:
+    folder = Path(name).expanduser()
     if not (folder / "config.json").exists():
         raise ValueError(f"{folder} has no config.json; it must be the folder of a diffusers AutoencoderKL")
+    return folder
+
+
+def _autoencoder(folder: Path) -> Any:
     WeightFolder(folder, "diffusion_pytorch_model")
     with libraries():
         from diffusers import AutoencoderKL
