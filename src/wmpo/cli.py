@@ -12,6 +12,7 @@ import tyro
 
 from wmpo import cli_compare, cli_data, cli_robot, cli_serve
 from wmpo.cli_common import Shared, peek
+from wmpo.execution.backend import serve_if_enlisted
 from wmpo.recipes import RECIPES, recipe
 from wmpo.report.render import render
 from wmpo.stages import pretrain
@@ -39,6 +40,8 @@ ABOUT = {
     "robot": "collect episodes and deploy a policy on a robot; see wmpo robot --help",
 }
 """Commands, in the order in which they are told."""
+DISTRIBUTED = ("run", "improve")
+"""Commands that use more than this process."""
 APART = {"data": cli_data, "serve": cli_serve, "robot": cli_robot}
 """Commands that take no recipe."""
 
@@ -74,6 +77,8 @@ def main(arguments: list[str] | None = None) -> None:
     if not args or args[0] in ("-h", "--help"):
         print(usage())
         sys.exit(0 if args else 2)
+    if serve_if_enlisted(needed=args[0] in DISTRIBUTED):
+        return
     try:
         _main(args)
     except KeyboardInterrupt:
@@ -119,6 +124,8 @@ def _main(args: list[str]) -> None:
         return
     if command != "pretrain":
         pretrain.check_pretrained(settings.experiment)  # at once, not after the episodes are played
+    if command in DISTRIBUTED:
+        settings.experiment.execution.prepare()
     free = "disruptions." if command == "disruptions" else ""  # nothing else depends on these
     with open_job(path, name, settings.experiment, settings.seed, free=free) as job:
         _stages(job, command)

@@ -11,10 +11,12 @@ divisor, so gradients are summed and n ranks learn what one would.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
 import signal
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -46,31 +48,32 @@ class Team:
 
     def __init__(self, rank: int, size: int, *, local_rank: int, local_size: int, meeting: str) -> None:
         """``meeting``: where ranks find each other, a URL of ``torch.distributed``."""
-        gpus = _check_gpus(local_size)
+        gpus = torch.cuda.is_available()
         if gpus:
+            check_sizes(size, local_size, 1)
             torch.cuda.set_device(local_rank)
         self.rank, self.size, self.local_size = rank, size, local_size
         backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
         dist.init_process_group(backend, init_method=meeting, rank=rank, world_size=size)
         self.device = best_device()
         self._orders = dist.new_group(backend="gloo", timeout=_IDLE)
+        self._waiting = True
 
     def mesh(self, shards: int) -> DeviceMesh:
-        """Copies x shards; 0: as many shards as ranks on a machine. Raises ValueError when they do not divide them."""
-        shards = shards or self.local_size
-        if self.size % shards:
-            raise ValueError(f"execution.shards {shards} must divide the {self.size} processes")
-        return init_device_mesh(self.device.type, (self.size // shards, shards), mesh_dim_names=("copies", "shards"))
+        """Copies x shards, see :func:`check_sizes`."""
+        shape = check_sizes(self.size, self.local_size, shards)
+        return init_device_mesh(self.device.type, shape, mesh_dim_names=("copies", "shards"))
 
     def each(self, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Calls ``function(team, *arguments)`` on every rank, with its own arguments; the results in order of ranks.
 
-        Raises ValueError when one of them does, and RuntimeError when a rank has ended.
+        Raises ValueError or FloatingPointError when one of them does, and RuntimeError when a rank has ended.
         """
         found: list[Any] = [None] * self.size
+        self._waiting = False
         try:
             self._scatter([(function, own) for own in arguments])
-            own = function(self, *arguments[0])
+            own = self._answer(function, arguments[0])
             dist.gather_object(None, found, group=self._orders)
         except torch.OutOfMemoryError:
             raise
@@ -79,10 +82,12 @@ class Team:
                 f"another process of this training has ended, see its message above ({error}); the same command goes "
                 "on from the last iteration"
             ) from error
-        for rank, result in enumerate(found):
-            if isinstance(result, ValueError):
-                raise ValueError(f"process {rank}: {result}") from result
-        return [own, *found[1:]]
+        self._waiting = True
+        results = [own, *found[1:]]
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+        return results
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """The same on every rank."""
@@ -92,12 +97,14 @@ class Team:
         """Does what rank 0 asks for, until it has no more to ask or has ended."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches rank 0 too, which then ends this one
         while (order := self._unless_alone(self._scatter, None)) is not None:
-            function, arguments = order
-            try:
-                result = function(self, *arguments)
-            except (ValueError, FloatingPointError) as error:
-                result = error
-            self._unless_alone(dist.gather_object, result, None, group=self._orders)
+            self._unless_alone(dist.gather_object, self._answer(*order), None, group=self._orders)
+
+    def _answer(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+        """What a user can mend is an answer too; anything else ends this rank, and with it the others."""
+        try:
+            return function(self, *arguments)
+        except (ValueError, FloatingPointError) as error:
+            return error
 
     @staticmethod
     def _unless_alone(exchange: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
@@ -108,8 +115,9 @@ class Team:
             return None
 
     def dismiss(self) -> None:
-        """Ends the other ranks' ``serve``; called by rank 0 alone."""
-        self._scatter([None] * self.size)
+        """Ends the other ranks' ``serve``; called by rank 0 alone. Ranks that are not waiting end with it."""
+        if self._waiting:
+            self._scatter([None] * self.size)
         dist.destroy_process_group()
 
     def _scatter(self, orders: list[Any] | None) -> Any:
@@ -118,12 +126,15 @@ class Team:
         return mine[0]
 
 
-def _check_gpus(local_size: int) -> int:
-    """GPUs of this machine. Raises ValueError when ranks would have to share one, which NCCL cannot."""
-    gpus = torch.cuda.device_count()
+def check_sizes(size: int, local_size: int, shards: int) -> tuple[int, int]:
+    """Copies and shards; 0 shards: as many as there are ranks on a machine. Raises ValueError when these do not divide
+    the ranks, or when ranks would have to share a GPU, which NCCL cannot."""
+    gpus, shards = torch.cuda.device_count(), shards or local_size
+    if size % shards:
+        raise ValueError(f"execution.shards {shards} must divide the {size} processes")
     if gpus and local_size > gpus:
         raise ValueError(f"{local_size} processes on this machine need a GPU each, but it has {gpus}; start fewer")
-    return gpus
+    return size // shards, shards
 
 
 @contextmanager
@@ -132,7 +143,7 @@ def spawned(size: int) -> Iterator[Team]:
     with tempfile.TemporaryDirectory() as folder:
         meeting = f"file://{folder}/ranks"
         threads = max(1, torch.get_num_threads() // size)
-        _check_gpus(size)
+        check_sizes(size, size, 1)
         workers = torch.multiprocessing.start_processes(
             _work, (size, meeting, threads), nprocs=size - 1, join=False, daemon=True, start_method="spawn"
         )
@@ -153,18 +164,15 @@ def _work(index: int, size: int, meeting: str, threads: int) -> None:
     Team(index + 1, size, local_rank=index + 1, local_size=size, meeting=meeting).serve()
 
 
-def from_torchrun() -> bool:
-    """Whether this process is one of several that torchrun has started."""
-    return "TORCHELASTIC_RUN_ID" in os.environ
-
-
 @functools.cache
 def enlisted() -> Team:
     """This process's place in the team that torchrun has started."""
     rank, size, local_rank, local_size = (
         int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     )
-    return Team(rank, size, local_rank=local_rank, local_size=local_size, meeting="env://")
+    team = Team(rank, size, local_rank=local_rank, local_size=local_size, meeting="env://")
+    atexit.register(team.dismiss if rank == 0 else dist.destroy_process_group)
+    return team
 
 
 class TeamSampler:
@@ -312,6 +320,7 @@ class ShardedLearner(GRPOLearner):
 
 def shard(module: nn.Module, mesh: DeviceMesh) -> None:
     """FSDP2 in place, block by block; gradients are summed over all ranks, in float32."""
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # nothing works on it in place
     precision = MixedPrecisionPolicy(reduce_dtype=torch.float32)
     for stack in reversed(list(module.modules())):
         for block in stack if isinstance(stack, nn.ModuleList) else ():
@@ -320,6 +329,7 @@ def shard(module: nn.Module, mesh: DeviceMesh) -> None:
     for part in module.modules():
         if hasattr(part, "set_gradient_divide_factor"):
             part.set_gradient_divide_factor(1.0)
+            part.set_force_sum_reduction_for_comms(True)  # Gloo has no other reduction with a factor
 
 
 def _begin(team: Team, spec: WorkerSpec, config: GRPOConfig, temperature: float, shards: int) -> None:
