@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -33,7 +34,8 @@ class Spec:
     def policy(self) -> SmallPolicy:
         if self.damaged:
             raise ValueError("models/base.safetensors does not exist")
-        wmpo.nn.has_fast_bf16 = lambda device: False  # in this process; the fixture float32 is for the test's own
+        if multiprocessing.parent_process():  # the fixture float32 does not reach other processes
+            wmpo.nn.has_fast_bf16 = lambda device: False
         return small_policy()
 
     def sampler(self) -> LocalSampler:

@@ -19,7 +19,6 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -27,7 +26,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from wmpo.execution.local import LocalSampler, WorkerSpec
@@ -271,13 +270,22 @@ def _filled(part: Minibatch, whole: Minibatch, count: int) -> Minibatch:
     missing = count - len(part)
     if missing == 0:
         return part
-    blank = whole.rows(slice(0, 1))
-    tensors = {
-        name: torch.cat([getattr(part, name), *[getattr(blank, name)] * missing])
-        for name in ("frame", "tokens", "old_logprob", "mask", "advantage", "weight")
-    }
-    tensors["mask"][len(part) :] = False
-    return replace(whole, instruction=part.instruction + blank.instruction * missing, **tensors)
+
+    def filled(name: str) -> Tensor:
+        return torch.cat([getattr(part, name), *[getattr(whole, name)[:1]] * missing])
+
+    mask = filled("mask")
+    mask[len(part) :] = False
+    return Minibatch(
+        frame=filled("frame"),
+        instruction=part.instruction + whole.instruction[:1] * missing,
+        tokens=filled("tokens"),
+        old_logprob=filled("old_logprob"),
+        mask=mask,
+        advantage=filled("advantage"),
+        weight=filled("weight"),
+        num_episodes=whole.num_episodes,
+    )
 
 
 class ShardedLearner(GRPOLearner):
@@ -327,7 +335,7 @@ def shard(module: nn.Module, mesh: DeviceMesh) -> None:
             fully_shard(block, mesh=mesh, mp_policy=precision)
     fully_shard(module, mesh=mesh, mp_policy=precision)
     for part in module.modules():
-        if hasattr(part, "set_gradient_divide_factor"):
+        if isinstance(part, FSDPModule):
             part.set_gradient_divide_factor(1.0)
             part.set_force_sum_reduction_for_comms(True)  # Gloo has no other reduction with a factor
 

@@ -19,7 +19,7 @@ from wmpo.execution.backend import workers
 from wmpo.execution.local import LocalSampler
 from wmpo.policy.codec import ActionCodec
 from wmpo.policy.small import SmallPolicy
-from wmpo.protocols import Policy
+from wmpo.protocols import Policy, TrainablePolicy
 from wmpo.report.run import RunFolder
 from wmpo.stages import models
 from wmpo.stages.guards import guarded_env, starts_to_improve
@@ -230,7 +230,7 @@ class ImproveSpec:
         dream, _ = guarded_env(job, job.executed(job.collected()[1]) if guarded else [])
         return LocalSampler(dream, first_policy(job))
 
-    def policy(self) -> SmallPolicy:
+    def policy(self) -> TrainablePolicy:
         return first_policy(self._job())
 
 
