@@ -21,7 +21,7 @@ from wmpo.rl.grpo import GRPOConfig, GRPOLearner
 from wmpo.types import Minibatch
 
 # A small rate: where the true gradient is zero, as of the keys' biases, AdamW makes steps of full size out of rounding.
-CONFIG = GRPOConfig(learning_rate=1e-5, warmup_steps=1, micro_batch=2)
+CONFIG = GRPOConfig(learning_rate=2e-6, warmup_steps=1, micro_batch=2)
 TOKENS = CHUNK * ACTIONS
 
 
@@ -91,7 +91,7 @@ def learn_and_resume(team: Team, shards: int) -> None:
         expected, found = one.step(batch(step)), many.step(batch(step))
         assert found == pytest.approx(expected, abs=1e-5)
     assert_same(many, one)
-    assert (one.publish()["head.weight"] - small_policy().head.weight).abs().max() > 1e-5
+    assert (one.publish()["head.weight"] - small_policy().head.weight).abs().max() > 2e-6
     alone = one_learner()
     alone.restore(many.save())
     for each in (alone, one):
