@@ -91,7 +91,7 @@ def test_lower_layers_do_not_know_upper_ones(lower: tuple[str, ...], upper: tupl
         assert not uses(name, *(f"wmpo.{p}" for p in (*upper, "stages", "cli"))), name
 
 
-COMMANDS = ("cli.py", "cli_compare.py", "cli_data.py", "cli_robot.py", "cli_serve.py")
+COMMANDS = ("cli.py", "cli_compare.py", "cli_data.py", "cli_plan.py", "cli_robot.py", "cli_serve.py")
 ENTRANCES = ("__init__.py", *COMMANDS)
 
 

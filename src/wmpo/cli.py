@@ -10,8 +10,9 @@ from pathlib import Path
 
 import tyro
 
-from wmpo import cli_compare, cli_data, cli_robot, cli_serve
+from wmpo import cli_compare, cli_data, cli_plan, cli_robot, cli_serve
 from wmpo.cli_common import Shared, peek
+from wmpo.execution.backend import serve_if_enlisted
 from wmpo.recipes import RECIPES, recipe
 from wmpo.report.render import render
 from wmpo.stages import pretrain
@@ -33,12 +34,15 @@ ABOUT = {
     "disruptions": "both policies with light, colours, camera or start changed, and after a push; no part of run",
     "compare": "WMPO and other methods on the same tasks, seeds, budgets and test starts: one table",
     "lifelong": "P more real episodes in every round: success against all that was played, beside other methods",
+    "plan": "memory, operations and hours that a run will take, for --gpus of some kind; runs nothing",
     "pretrain": "remake the tokenizer and world model that runs begin with; no part of run",
     "data": "datasets in and out; see wmpo data --help",
     "serve": "a run in the browser: live curves, replays, and its dream to play; see wmpo serve --help",
     "robot": "collect episodes and deploy a policy on a robot; see wmpo robot --help",
 }
 """Commands, in the order in which they are told."""
+DISTRIBUTED = ("run", "improve")
+"""Commands that use more than this process."""
 APART = {"data": cli_data, "serve": cli_serve, "robot": cli_robot}
 """Commands that take no recipe."""
 
@@ -74,6 +78,8 @@ def main(arguments: list[str] | None = None) -> None:
     if not args or args[0] in ("-h", "--help"):
         print(usage())
         sys.exit(0 if args else 2)
+    if serve_if_enlisted(needed=args[0] in DISTRIBUTED):
+        return
     try:
         _main(args)
     except KeyboardInterrupt:
@@ -109,6 +115,9 @@ def _main(args: list[str]) -> None:
         near = difflib.get_close_matches(command, ABOUT, n=2, cutoff=0.4) or list(ABOUT)
         raise ValueError(f"unknown stage {command!r}; did you mean {' or '.join(near)}? See wmpo --help")
     name, rest = (rest[0], rest[1:]) if rest and not rest[0].startswith("-") else ("quickstart", rest)
+    if command == "plan":
+        cli_plan.main(name, rest)
+        return
     if command in cli_compare.KINDS:
         cli_compare.main(command, name, rest)
         return
@@ -119,6 +128,8 @@ def _main(args: list[str]) -> None:
         return
     if command != "pretrain":
         pretrain.check_weights(settings.experiment)  # at once, not after the episodes are played
+    if command in DISTRIBUTED:
+        settings.experiment.execution.prepare()
     free = "disruptions." if command == "disruptions" else ""  # nothing else depends on these
     with open_job(path, name, settings.experiment, settings.seed, free=free) as job:
         _stages(job, command)

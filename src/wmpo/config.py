@@ -12,6 +12,7 @@ from typing import Any
 from wmpo.envs.disrupt import Disruption, Push
 from wmpo.envs.metaworld import MetaWorldConfig
 from wmpo.envs.robosuite import RobosuiteConfig
+from wmpo.execution.backend import ExecutionConfig
 from wmpo.policy.openvla_oft import OpenVLAOFTConfig
 from wmpo.policy.small import SmallPolicyConfig
 from wmpo.reward.small import SmallRewardConfig
@@ -208,6 +209,7 @@ class Experiment:
     disruptions: DisruptionsConfig = field(default_factory=DisruptionsConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     baselines: BaselinesConfig = field(default_factory=BaselinesConfig)
+    execution: ExecutionConfig = field(default_factory=ExecutionConfig)
 
     def validate(self) -> None:
         """Raises ValueError, naming flag and value, for what cannot work together."""
@@ -217,6 +219,7 @@ class Experiment:
         for name, value in flatten(to_json(self)).items():
             _check_number(name, value)
         self.disruptions.validate(self.max_chunks)
+        self.execution.cluster.validate()
         chunk, stride = self.policy.chunk_size, self.world_model.frame_stride
         if chunk % stride:
             raise ValueError(f"world_model.frame_stride {stride} must divide policy.chunk_size {chunk}")
@@ -283,7 +286,8 @@ _AT_LEAST: dict[str, float] = {
     "micro_batch": 1, "every": 1, "check_every": 1, "window": 1, "num_bins": 2, "temperature": 0, "shard": 1,
     "num_replays": 1, "warmup_steps": 1, "num_rounds": 1, "refresh_share": 0.01, "max_fpr": 0,
     "trust": 0.01, "branch_share": 0, "branch_chunks": 1, "real_groups": 1, "beta": 1e-6,
-    "num_workers": 0, "num_videos": 0, "temperatures": 0, "ema": 0, "channels": 4, "latent_channels": 1, "dim": 4,
+    "num_workers": 0, "processes": 0, "shards": 0, "num_videos": 0, "temperatures": 0,
+    "ema": 0, "channels": 4, "latent_channels": 1, "dim": 4,
     "depth": 1, "num_heads": 1, "blocks": 1, "condition": 8, "pretrain_share": 0, "unroll_from": 0, "dropout": 0,
 }  # fmt: skip
 

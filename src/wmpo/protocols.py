@@ -123,8 +123,15 @@ class Sampler(Protocol):
 
 
 class Learner(Protocol):
-    """Owns the trained parameters."""
+    """Owns the trained parameters. ``policy`` has the weights of the last ``publish`` at least."""
+
+    @property
+    def policy(self) -> TrainablePolicy: ...
 
     def step(self, minibatch: Minibatch) -> dict[str, float]: ...
 
     def publish(self) -> Mapping[str, Tensor]: ...
+
+    def save(self) -> Mapping[str, Tensor]: ...
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None: ...

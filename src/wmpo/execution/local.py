@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol
 
 from torch import Tensor
 
@@ -22,3 +23,11 @@ class LocalSampler:
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
         self.policy.load_state_dict(dict(weights))
+
+
+class WorkerSpec(Protocol):
+    """What another process is sent instead of networks: small and picklable. The heavy objects are built there."""
+
+    def sampler(self) -> LocalSampler: ...
+
+    def policy(self) -> TrainablePolicy: ...

@@ -79,8 +79,20 @@ class GRPOLearner:
 
     def step(self, minibatch: Minibatch) -> dict[str, float]:
         """One optimiser step. Returns clip fraction, KL to the sampling policy, entropy, and the gradient's norm."""
-        sums = torch.zeros(3)
-        tokens = 0
+        sums = self._backward(minibatch)
+        norm = self._clip()
+        if not torch.isfinite(norm):
+            raise FloatingPointError("the policy's gradient is not finite; lower improve.grpo.learning-rate")
+        for settings in self._optimizer.param_groups:
+            settings["lr"] = self.config.learning_rate * min(1.0, (self._num_steps() + 1) / self.config.warmup_steps)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        clipped, kl, entropy = (sums[:3] / sums[3].clamp(min=1)).tolist()
+        return {"clip_fraction": clipped, "kl": kl, "entropy": entropy, "grad_norm": float(norm)}
+
+    def _backward(self, minibatch: Minibatch) -> Tensor:
+        """Adds up gradients; returns the sums of clipped tokens, KL, entropy and executed tokens [4]."""
+        sums = torch.zeros(4)
         for begin in range(0, len(minibatch), self.config.micro_batch):
             part = minibatch.rows(slice(begin, begin + self.config.micro_batch))
             seen = self.policy.prepare(Observation(frame=part.frame, instruction=part.instruction))
@@ -93,17 +105,12 @@ class GRPOLearner:
             loss.total.backward()
             with torch.no_grad():
                 entropy = (likelihood.entropy(logits, self.temperature).cpu() * part.mask).sum()
-            sums += torch.stack([loss.clipped, loss.kl, entropy]).detach()
-            tokens += loss.num_tokens
-        norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
-        if not torch.isfinite(norm):
-            raise FloatingPointError("the policy's gradient is not finite; lower improve.grpo.learning-rate")
-        for settings in self._optimizer.param_groups:
-            settings["lr"] = self.config.learning_rate * min(1.0, (self._num_steps() + 1) / self.config.warmup_steps)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        clipped, kl, entropy = (sums / max(tokens, 1)).tolist()
-        return {"clip_fraction": clipped, "kl": kl, "entropy": entropy, "grad_norm": float(norm)}
+            sums += torch.stack([loss.clipped, loss.kl, entropy, torch.tensor(float(loss.num_tokens))]).detach()
+        return sums
+
+    def _clip(self) -> Tensor:
+        """Limits the gradient; returns its norm before."""
+        return nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
 
     def _num_steps(self) -> int:
         """Optimiser steps so far; AdamW counts them, so a restored learner knows too."""

@@ -26,6 +26,8 @@ from wmpo.report.run import RunFolder, StageLog
 
 REPEATED = ("collect", "world-model", "reward", "clone", "improve")
 """The stages of a round."""
+INDIFFERENT = ("num_workers", "execution.", "improve.grpo.micro_batch")
+"""Settings on which no result depends, but for the order in which numbers are added: a run may go on with others."""
 
 
 @dataclass
@@ -167,12 +169,16 @@ def check_folder(path: Path, recipe: str, experiment: Experiment, seed: int, *, 
 
 
 def differences(found: tuple[str, Experiment, int], wanted: tuple[str, Experiment, int]) -> list[str]:
-    """What differs, in words. Settings that a folder's version did not have yet count as their defaults."""
+    """What differs, in words, and matters. Settings that a folder's version did not have yet count as defaults."""
     old, new = (
         {"recipe": recipe, "seed": seed, **flatten(_through_json(to_json(experiment)))}
         for recipe, experiment, seed in (found, wanted)
     )
-    return [f"{key}: {old.get(key)} there, {new.get(key)} now" for key in new | old if old.get(key) != new.get(key)]
+    return [
+        f"{key}: {old.get(key)} there, {new.get(key)} now"
+        for key in new | old
+        if old.get(key) != new.get(key) and not key.startswith(INDIFFERENT)
+    ]
 
 
 def _through_json(config: dict[str, Any]) -> dict[str, Any]:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import platform
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from wmpo.config import Experiment
 from wmpo.data.episode import Episode
 from wmpo.envs.imagined import ImaginedEnv
 from wmpo.envs.simulated import Purpose, SimulatedEnv
 from wmpo.evaluation.audit import Audit, judge
 from wmpo.evaluation.world_model import replay, replay_distance
+from wmpo.execution.backend import workers
 from wmpo.execution.local import LocalSampler
 from wmpo.policy.openvla_oft import OpenVLAOFT
 from wmpo.protocols import Policy, PolicyNet
-from wmpo.rl.grpo import GRPOLearner
+from wmpo.report.run import RunFolder
 from wmpo.stages import models
 from wmpo.stages.guards import guarded_env, starts_to_improve
 from wmpo.stages.job import Job, finish, require
@@ -195,23 +199,54 @@ def improve(job: Job) -> None:
         config = replace(config, audit=replace(config.audit, max_episodes=0))
     (dream, guards), policy = guarded_env(job, held_out), first_policy(job)
     real = job.real_env(Purpose("audit", ""), frame_stride=1)
-    summary = train_in_imagination(
-        LocalSampler(dream, first_policy(job)),  # it gets the learner's weights
-        GRPOLearner(policy, config.grpo, temperature=config.temperature),
-        starts_to_improve(job, learn),
-        config,
-        _auditor(job, dream, real, held_out[-config.audit.num_episodes :]),
-        seed=job.noise_seed,
-        checkpoint=folder.checkpoint("improve"),
-        log=log,
-        begun=job.round > 1,
-    )
+    own = LocalSampler(dream, first_policy(job))  # it gets the learner's weights
+    spec = ImproveSpec(job.root.path.resolve(), experiment, job.seed, job.round)
+    with workers(
+        experiment.execution, spec, own, policy, config.grpo, temperature=config.temperature
+    ) as (sampler, learner):  # fmt: skip
+        summary = train_in_imagination(
+            sampler,
+            learner,
+            starts_to_improve(job, learn),
+            config,
+            _auditor(job, dream, real, held_out[-config.audit.num_episodes :]),
+            seed=job.noise_seed,
+            checkpoint=folder.checkpoint("improve"),
+            log=log,
+            begun=job.round > 1,
+        )
     models.save_policy(folder, "improved", policy, experiment.env.instruction())
     summary = counted_on(job, summary) | ({"guards": guards} if guards else {})
     for name, worth in guards.items():
         dropped = f"{worth['dropped']} of {worth['n']} held-out replays, {worth['rightly']} rightly"
         log.note(f"guard {name}: would have dropped {dropped}")
     finish(log, summary, f"kept the policy of iteration {summary['kept_iteration']}; {summary['stopped']}")
+
+
+@dataclass(frozen=True)
+class ImproveSpec:
+    """A :class:`wmpo.execution.local.WorkerSpec`: the run's folder, from which other processes build the round's dream
+    and policy. All machines must see it under the same path."""
+
+    path: Path
+    experiment: Experiment
+    seed: int
+    round: int
+
+    def _job(self) -> Job:
+        job = Job(RunFolder(self.path), self.experiment, self.seed, quiet=True, round=self.round)
+        if not job.root.model("base").exists():
+            raise ValueError(f"{self.path} is not there on {platform.node()}; all machines must share this folder")
+        return job
+
+    def sampler(self) -> LocalSampler:
+        job = self._job()
+        guarded = self.experiment.improve.guards.needs_shadow
+        dream, _ = guarded_env(job, job.executed(job.collected()[1]) if guarded else [])
+        return LocalSampler(dream, first_policy(job))
+
+    def policy(self) -> PolicyNet:
+        return first_policy(self._job())
 
 
 def first_policy(job: Job) -> PolicyNet:

@@ -15,9 +15,9 @@ import torch
 
 from wmpo.checkpoint import load_tensors, save_tensors
 from wmpo.evaluation.audit import Audit, AuditConfig, better, parted, signed
-from wmpo.protocols import Policy, Sampler
+from wmpo.protocols import Learner, Policy, Sampler
 from wmpo.report.run import StageLog
-from wmpo.rl.grpo import GRPOConfig, GRPOLearner, minibatches
+from wmpo.rl.grpo import GRPOConfig, minibatches
 from wmpo.rollout.groups import GroupConfig, GroupedRollouts, sample_groups
 from wmpo.types import Starts
 
@@ -76,7 +76,7 @@ class _Progress:
 
 def improve(
     sampler: Sampler,
-    learner: GRPOLearner,
+    learner: Learner,
     starts: Starts,
     config: ImproveConfig,
     audit: AuditPolicy | None,
@@ -148,7 +148,7 @@ def _audit_due(progress: _Progress, config: AuditConfig) -> bool:
     return not done and progress.iteration % config.every == 0 and 0 < config.max_audits >= len(progress.audits)
 
 
-def _check(progress: _Progress, found: Audit, learner: GRPOLearner, checkpoint: Path, log: StageLog) -> None:
+def _check(progress: _Progress, found: Audit, learner: Learner, checkpoint: Path, log: StageLog) -> None:
     """Keeps the best policy and stops when the dream and reality part."""
     reason = parted(found, progress.audits)
     verdict = reason or "solves fewer of the starts than before, but that may be chance: not preferred"
@@ -207,7 +207,7 @@ def _header(progress: _Progress) -> dict[str, Any]:
     return {"iteration": progress.iteration, "kept": progress.kept, "audits": audits, "stopped": progress.stopped}
 
 
-def _restore(learner: GRPOLearner, checkpoint: Path, log: StageLog) -> _Progress:
+def _restore(learner: Learner, checkpoint: Path, log: StageLog) -> _Progress:
     if not checkpoint.exists():
         log.resume("iteration", 1)
         save_tensors(_best(checkpoint), learner.publish(), {"iteration": 0})
@@ -222,7 +222,7 @@ def _restore(learner: GRPOLearner, checkpoint: Path, log: StageLog) -> _Progress
 
 
 @torch.no_grad()
-def _restore_best(learner: GRPOLearner, progress: _Progress, checkpoint: Path) -> None:
+def _restore_best(learner: Learner, progress: _Progress, checkpoint: Path) -> None:
     tensors, header = load_tensors(_best(checkpoint))
     assert header["iteration"] == progress.kept, (header, progress.kept)
     learner.policy.load_state_dict(tensors)

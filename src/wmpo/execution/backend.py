@@ -1,0 +1,103 @@
+"""Which processes sample and learn: a choice that changes time and memory, never what is learned."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from wmpo.execution import ray_backend
+from wmpo.execution.local import LocalSampler, WorkerSpec
+from wmpo.execution.ray_backend import ClusterConfig, RayLearner, RaySampler
+from wmpo.protocols import Learner, Sampler, TrainablePolicy
+from wmpo.rl.grpo import GRPOConfig, GRPOLearner
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutionConfig:
+    """Where ``improve`` imagines and learns. A run may go on with other values than it began with."""
+
+    backend: Literal["local", "processes", "torchrun", "ray"] = "local"
+    "This process; several of this machine; those that torchrun started, on any number of machines; or Ray actors."
+    processes: int = 0
+    "How many for backend processes, one a GPU; 0: one for each GPU, or for each core where there is none."
+    shards: int = 0
+    "Processes over which weights, gradients and optimiser are divided; 1: all have a copy; 0: those of a machine."
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    "For backend ray."
+
+    @property
+    def size(self) -> int:
+        """Processes of backend processes."""
+        return self.processes or torch.cuda.device_count() or os.cpu_count() or 1
+
+    def prepare(self) -> None:
+        """Finds out before any long work whether what is asked for is there. Raises ValueError for what is not."""
+        if from_torchrun() != (self.backend == "torchrun"):
+            raise ValueError(
+                f"the backend is {self.backend}, but torchrun and --execution.backend torchrun go together: "
+                "torchrun --nproc-per-node GPUS --module wmpo.cli run RECIPE --execution.backend torchrun"
+            )
+        if self.backend == "torchrun":
+            from wmpo.execution.parallel import check_sizes, enlisted
+
+            team = enlisted()
+            check_sizes(team.size, team.local_size, self.shards)
+        elif self.backend == "processes":
+            from wmpo.execution.parallel import check_sizes
+
+            check_sizes(self.size, self.size, self.shards)
+        elif self.backend == "ray":
+            ray_backend.connect(self.cluster)
+
+
+def from_torchrun() -> bool:
+    """Whether this process is one of those that torchrun has started."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def serve_if_enlisted(*, needed: bool) -> bool:
+    """What all processes of torchrun do but the first one: wait for its orders until it ends. False in the first one,
+    and without torchrun; ``needed``: whether there will be orders at all."""
+    if not from_torchrun() or os.environ["RANK"] == "0":
+        return False
+    if needed:
+        from wmpo.execution.parallel import enlisted
+
+        enlisted().serve()
+    return True
+
+
+@contextmanager
+def workers(
+    config: ExecutionConfig,
+    spec: WorkerSpec,
+    sampler: LocalSampler,
+    policy: TrainablePolicy,
+    grpo: GRPOConfig,
+    *,
+    temperature: float,
+) -> Iterator[tuple[Sampler, Learner]]:
+    """A sampler and a learner, wherever they are. ``sampler`` and ``policy`` are this process's own; other processes
+    build theirs from ``spec``. The learner leaves its weights in ``policy``."""
+    if config.backend == "local":
+        yield sampler, GRPOLearner(policy, grpo, temperature=temperature)
+        return
+    if config.backend == "ray":
+        ray_backend.connect(config.cluster)
+        with closing(RaySampler(config.cluster, spec)) as imagining:
+            learner = RayLearner(config.cluster, spec, policy, grpo, temperature=temperature)
+            with closing(learner):
+                yield imagining, learner
+        return
+    from wmpo.execution.parallel import TeamLearner, TeamSampler, enlisted, spawned
+
+    with nullcontext(enlisted()) if config.backend == "torchrun" else spawned(config.size) as team:
+        yield (
+            TeamSampler(team, spec, sampler),
+            TeamLearner(team, spec, policy, grpo, temperature=temperature, shards=config.shards),
+        )

@@ -1,0 +1,368 @@
+"""Sampling and learning over several processes (ranks), on one machine or many.
+
+Rank 0 runs the algorithm and never learns that it is not alone: it holds a :class:`TeamSampler` and a
+:class:`TeamLearner`. The other ranks wait in :func:`serve` for what it asks of all. Ranks come from ``torchrun``
+(:func:`enlisted`) or are started here (:func:`spawned`).
+
+The policy is sharded from outside by FSDP2 over a mesh of copies x shards: one shard is plain data parallelism (DDP),
+one copy is FSDP, and shards inside a machine with copies between machines is both. A minibatch carries its global
+divisor, so gradients are summed and n ranks learn what one would.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import signal
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from wmpo.execution.local import LocalSampler, WorkerSpec
+from wmpo.nn import best_device
+from wmpo.protocols import TrainablePolicy
+from wmpo.rl.grpo import GRPOConfig, GRPOLearner
+from wmpo.types import Minibatch, Rollouts, Starts, concatenate
+
+_IDLE = timedelta(days=30)
+"""How long a rank waits for an order: rank 0 may be busy for hours with what needs only one process."""
+
+
+class Team:
+    """The ranks of one training, as each of them sees it. ``sampler`` and ``learner`` are this rank's own."""
+
+    sampler: LocalSampler
+    learner: ShardedLearner
+
+    def __init__(self, rank: int, size: int, *, local_rank: int, local_size: int, meeting: str) -> None:
+        """``meeting``: where ranks find each other, a URL of ``torch.distributed``."""
+        gpus = torch.cuda.is_available()
+        if gpus:
+            check_sizes(size, local_size, 1)
+            torch.cuda.set_device(local_rank)
+        self.rank, self.size, self.local_size = rank, size, local_size
+        backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
+        dist.init_process_group(backend, init_method=meeting, rank=rank, world_size=size)
+        self.device = best_device()
+        self._orders = dist.new_group(backend="gloo", timeout=_IDLE)
+        self._waiting = True
+
+    def mesh(self, shards: int) -> DeviceMesh:
+        """Copies x shards, see :func:`check_sizes`."""
+        shape = check_sizes(self.size, self.local_size, shards)
+        return init_device_mesh(self.device.type, shape, mesh_dim_names=("copies", "shards"))
+
+    def each(self, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Calls ``function(team, *arguments)`` on every rank, with its own arguments; the results in order of ranks.
+
+        Raises ValueError or FloatingPointError when one of them does, and RuntimeError when a rank has ended.
+        """
+        found: list[Any] = [None] * self.size
+        self._waiting = False
+        try:
+            self._scatter([(function, own) for own in arguments])
+            own = self._answer(function, arguments[0])
+            dist.gather_object(None, found, group=self._orders)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"another process of this training has ended, see its message above ({error}); the same command goes "
+                "on from the last iteration"
+            ) from error
+        self._waiting = True
+        results = [own, *found[1:]]
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+        return results
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """The same on every rank."""
+        return self.each(function, [arguments] * self.size)
+
+    def serve(self) -> None:
+        """Does what rank 0 asks for, until it has no more to ask or has ended."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches rank 0 too, which then ends this one
+        while (order := self._unless_alone(self._scatter, None)) is not None:
+            self._unless_alone(dist.gather_object, self._answer(*order), None, group=self._orders)
+
+    def _answer(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+        """What a user can mend is an answer too; anything else ends this rank, and with it the others."""
+        try:
+            return function(self, *arguments)
+        except (ValueError, FloatingPointError) as error:
+            return error
+
+    @staticmethod
+    def _unless_alone(exchange: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        """None when rank 0 has ended, for whatever reason it gave."""
+        try:
+            return exchange(*arguments, **named)
+        except RuntimeError:
+            return None
+
+    def dismiss(self) -> None:
+        """Ends the other ranks' ``serve``; called by rank 0 alone. Ranks that are not waiting end with it."""
+        if self._waiting:
+            self._scatter([None] * self.size)
+        dist.destroy_process_group()
+
+    def _scatter(self, orders: list[Any] | None) -> Any:
+        mine: list[Any] = [None]
+        dist.scatter_object_list(mine, orders, group=self._orders)
+        return mine[0]
+
+
+def check_sizes(size: int, local_size: int, shards: int) -> tuple[int, int]:
+    """Copies and shards; 0 shards: as many as there are ranks on a machine. Raises ValueError when these do not divide
+    the ranks, or when ranks would have to share a GPU, which NCCL cannot."""
+    gpus, shards = torch.cuda.device_count(), shards or local_size
+    if size % shards:
+        raise ValueError(f"execution.shards {shards} must divide the {size} processes")
+    if gpus and local_size > gpus:
+        raise ValueError(f"{local_size} processes on this machine need a GPU each, but it has {gpus}; start fewer")
+    return size // shards, shards
+
+
+@contextmanager
+def spawned(size: int) -> Iterator[Team]:
+    """A team of this process and ``size - 1`` new ones on this machine."""
+    with tempfile.TemporaryDirectory() as folder:
+        meeting = f"file://{folder}/ranks"
+        threads = max(1, torch.get_num_threads() // size)
+        check_sizes(size, size, 1)
+        workers = torch.multiprocessing.start_processes(
+            _work, (size, meeting, threads), nprocs=size - 1, join=False, daemon=True, start_method="spawn"
+        )
+        try:
+            team = Team(0, size, local_rank=0, local_size=size, meeting=meeting)
+            yield team
+            team.dismiss()
+            workers.join()
+        finally:
+            for process in workers.processes:
+                process.terminate()
+            if dist.is_initialized():
+                dist.destroy_process_group()
+
+
+def _work(index: int, size: int, meeting: str, threads: int) -> None:
+    torch.set_num_threads(threads)
+    Team(index + 1, size, local_rank=index + 1, local_size=size, meeting=meeting).serve()
+
+
+@functools.cache
+def enlisted() -> Team:
+    """This process's place in the team that torchrun has started."""
+    rank, size, local_rank, local_size = (
+        int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    )
+    team = Team(rank, size, local_rank=local_rank, local_size=local_size, meeting="env://")
+    atexit.register(team.dismiss if rank == 0 else dist.destroy_process_group)
+    return team
+
+
+class TeamSampler:
+    """A :class:`wmpo.protocols.Sampler`: starts are split by rows, results joined in order."""
+
+    def __init__(self, team: Team, spec: WorkerSpec, sampler: LocalSampler) -> None:
+        """``sampler``: that of rank 0."""
+        self.team = team
+        team.each(_take_sampler, [(sampler,), *[(spec,)] * (team.size - 1)])
+
+    def run(self, starts: Starts, temperature: float, seed: int) -> Rollouts:
+        rows = torch.arange(len(starts)).tensor_split(self.team.size)
+        parts = self.team.each(_play, [(starts.rows(part), temperature, seed) for part in rows])
+        return concatenate([part for part in parts if part is not None])
+
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        self.team.each(_take_weights, [(weights,), *[(None,)] * (self.team.size - 1)])
+
+
+def _take_sampler(team: Team, source: LocalSampler | WorkerSpec) -> None:
+    team.sampler = source if isinstance(source, LocalSampler) else source.sampler()
+
+
+def _play(team: Team, starts: Starts, temperature: float, seed: int) -> Rollouts | None:
+    return team.sampler.run(starts, temperature, seed) if len(starts) else None
+
+
+def _take_weights(team: Team, weights: Mapping[str, Tensor] | None) -> None:
+    """One tensor after the other, from device to device."""
+    policy = team.sampler.policy
+    policy.load_state_dict({
+        name: _from_first(team, None if weights is None else weights[name], own.shape, own.dtype)
+        for name, own in policy.state_dict().items()
+    })  # fmt: skip
+
+
+def _from_first(team: Team, tensor: Tensor | None, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """Rank 0's tensor on every rank's device."""
+    if tensor is None:
+        there = torch.empty(shape, dtype=dtype, device=team.device)
+    else:
+        there = tensor.to(team.device, dtype).contiguous()
+    dist.broadcast(there, 0)
+    return there
+
+
+class TeamLearner:
+    """A :class:`wmpo.protocols.Learner` of all ranks.
+
+    ``policy`` is whole and rank 0's own: audits play with it, ``publish`` refreshes it. A checkpoint is whole too,
+    gathered tensor by tensor in rank 0's memory, so any number of ranks can go on from it.
+    """
+
+    def __init__(
+        self,
+        team: Team,
+        spec: WorkerSpec,
+        policy: TrainablePolicy,
+        config: GRPOConfig,
+        *,
+        temperature: float,
+        shards: int = 0,
+    ) -> None:
+        self.team, self._policy = team, policy.eval()
+        team.call(_begin, spec, config, temperature, shards)
+
+    @property
+    def policy(self) -> TrainablePolicy:
+        return self._policy
+
+    def step(self, minibatch: Minibatch) -> dict[str, float]:
+        return self.team.each(_step, [(part,) for part in split(minibatch, self.team.size)])[0]
+
+    def publish(self) -> Mapping[str, Tensor]:
+        weights = self.team.call(_publish)[0]
+        self._policy.load_state_dict(weights)
+        return weights
+
+    def save(self) -> Mapping[str, Tensor]:
+        return self.team.call(_save)[0]
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        layout = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+        self.team.each(_restore, [(layout, tensors), *[(layout, None)] * (self.team.size - 1)])
+
+
+def split(minibatch: Minibatch, size: int) -> list[Minibatch]:
+    """Equal parts, so that all ranks meet in every forward pass: the last ones are filled up with decisions that are
+    masked and therefore teach nothing."""
+    each = -(-len(minibatch) // size)
+    parts = [minibatch.rows(slice(rank * each, (rank + 1) * each)) for rank in range(size)]
+    return [_filled(part, minibatch, each) for part in parts]
+
+
+def _filled(part: Minibatch, whole: Minibatch, count: int) -> Minibatch:
+    missing = count - len(part)
+    if missing == 0:
+        return part
+
+    def filled(name: str) -> Tensor:
+        return torch.cat([getattr(part, name), *[getattr(whole, name)[:1]] * missing])
+
+    mask = filled("mask")
+    mask[len(part) :] = False
+    return Minibatch(
+        frame=filled("frame"),
+        instruction=part.instruction + whole.instruction[:1] * missing,
+        tokens=filled("tokens"),
+        old_logprob=filled("old_logprob"),
+        mask=mask,
+        advantage=filled("advantage"),
+        weight=filled("weight"),
+        num_episodes=whole.num_episodes,
+    )
+
+
+class ShardedLearner(GRPOLearner):
+    """One rank's part of the learner. Every method is called on all ranks at once."""
+
+    def __init__(self, policy: nn.Module, config: GRPOConfig, *, temperature: float, mesh: DeviceMesh) -> None:
+        shard(policy, mesh)
+        super().__init__(policy, config, temperature=temperature)  # type: ignore[arg-type]
+
+    def _backward(self, minibatch: Minibatch) -> Tensor:
+        sums = super()._backward(minibatch)
+        dist.all_reduce(sums)
+        return sums
+
+    def _clip(self) -> Tensor:
+        norm = super()._clip()
+        assert isinstance(norm, DTensor)
+        return norm.full_tensor().cpu()
+
+    def gathered(self, tensors: Mapping[str, Tensor], *, keep: bool, device: torch.device) -> dict[str, Tensor]:
+        """Whole tensors on ``device``; on ranks that do not keep them, {}."""
+        whole = {}
+        for name, tensor in tensors.items():
+            full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            if keep:
+                whole[name] = full.detach().to(device, copy=True)
+        return whole
+
+    def sharded(self, name: str, tensor: Tensor) -> Tensor:
+        """A whole tensor of a checkpoint, cut like the weight or moment that it is."""
+        kind, rest = name.split(".", 1)
+        if kind == "model":
+            like = self.policy.state_dict()[rest]
+        else:
+            like = list(self.policy.parameters())[int(rest.split(".", 1)[0])]
+        if not isinstance(like, DTensor) or tensor.shape != like.shape:
+            return tensor
+        return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def shard(module: nn.Module, mesh: DeviceMesh) -> None:
+    """FSDP2 in place, block by block; gradients are summed over all ranks, in float32."""
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # nothing works on it in place
+    precision = MixedPrecisionPolicy(reduce_dtype=torch.float32)
+    for stack in reversed(list(module.modules())):
+        for block in stack if isinstance(stack, nn.ModuleList) else ():
+            fully_shard(block, mesh=mesh, mp_policy=precision)
+    fully_shard(module, mesh=mesh, mp_policy=precision)
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.set_gradient_divide_factor(1.0)
+            part.set_force_sum_reduction_for_comms(True)  # Gloo has no other reduction with a factor
+
+
+def _begin(team: Team, spec: WorkerSpec, config: GRPOConfig, temperature: float, shards: int) -> None:
+    policy = spec.policy()
+    assert isinstance(policy, nn.Module)
+    team.learner = ShardedLearner(policy, config, temperature=temperature, mesh=team.mesh(shards))
+
+
+def _step(team: Team, part: Minibatch) -> dict[str, float]:
+    return team.learner.step(part)
+
+
+def _publish(team: Team) -> dict[str, Tensor]:
+    return team.learner.gathered(team.learner.policy.state_dict(), keep=team.rank == 0, device=team.device)
+
+
+def _save(team: Team) -> dict[str, Tensor]:
+    return team.learner.gathered(team.learner.save(), keep=team.rank == 0, device=torch.device("cpu"))
+
+
+def _restore(
+    team: Team, layout: Mapping[str, tuple[torch.Size, torch.dtype]], tensors: Mapping[str, Tensor] | None
+) -> None:
+    learner = team.learner
+    learner.restore({
+        name: learner.sharded(name, _from_first(team, None if tensors is None else tensors[name], shape, dtype))
+        for name, (shape, dtype) in layout.items()
+    })  # fmt: skip

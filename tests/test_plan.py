@@ -1,0 +1,127 @@
+"""What ``wmpo plan`` counts is what the miniatures really do and hold."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from commands import refused
+from miniatures import decisions, some_starts
+from torch.utils.flop_counter import FlopCounterMode
+
+from wmpo.config import Experiment
+from wmpo.envs.imagined import ImaginedEnv
+from wmpo.policy.codec import ActionCodec
+from wmpo.policy.openvla_oft import OpenVLAOFTConfig
+from wmpo.policy.small import SmallPolicy, SmallPolicyConfig
+from wmpo.recipes import recipe, tiny
+from wmpo.reward.small import SmallReward, SmallRewardConfig
+from wmpo.reward.videomae import VideoMAERewardConfig
+from wmpo.rl.grpo import GRPOConfig, GRPOLearner
+from wmpo.rollout.run import run_episodes
+from wmpo.stages.footprint import dream_footprint, policy_footprint, reward_footprint
+from wmpo.stages.plan import Hardware, describe, imagined_chunk, learned_decision, plan, training_memory
+from wmpo.world_model.opensora import OpenSoraWorldModelConfig
+from wmpo.world_model.small import SmallWorldModel, SmallWorldModelConfig
+from wmpo.world_model.stdit import Sizes
+from wmpo.world_model.tokenizer import Tokenizer, TokenizerConfig
+
+ACTIONS, SIZE = 2, 16
+
+
+def miniature() -> Experiment:
+    small = tiny()
+    return replace(
+        small,
+        env=replace(small.env, image_size=SIZE),
+        max_chunks=3,
+        policy=SmallPolicyConfig(dim=16, depth=1, num_heads=2, num_bins=5),
+        tokenizer=TokenizerConfig(channels=8, latent_channels=3),
+        world_model=SmallWorldModelConfig(channels=(8, 8), blocks=1, condition=16, frame_stride=2, pretrained="none"),
+        reward=SmallRewardConfig(channels=4),
+    )
+
+
+def policy_of(experiment: Experiment) -> SmallPolicy:
+    codec = ActionCodec((-1.0,) * ACTIONS, (1.0,) * ACTIONS, experiment.policy.chunk_size, experiment.policy.num_bins)
+    return SmallPolicy(experiment.policy, codec, SIZE)
+
+
+def test_an_imagined_chunk_costs_what_is_counted_while_one_is_imagined() -> None:
+    wanted = miniature()
+    bounds = -torch.ones(ACTIONS), torch.ones(ACTIONS)
+    model = SmallWorldModel(wanted.world_model, Tokenizer(wanted.tokenizer).eval(), *bounds, SIZE // 4).eval()
+    reward = SmallReward(wanted.reward, SIZE).eval()
+    reward.threshold = 1e9
+    env = ImaginedEnv(model, reward, chunk_size=wanted.policy.chunk_size, max_chunks=3, seed=0)
+    with FlopCounterMode(display=False) as counter:
+        run_episodes(env, policy_of(wanted).eval(), some_starts(1, frames=1), temperature=1.0, seed=0)
+    with FlopCounterMode(display=False) as beginning, torch.no_grad():
+        model.begin(torch.zeros(1, 1, SIZE, SIZE, 3, dtype=torch.uint8))
+    policy, dream = policy_footprint(wanted, ACTIONS), dream_footprint(wanted, ACTIONS)
+    expected = 3 * imagined_chunk(wanted, policy, dream, reward_footprint(wanted))
+    assert expected > 0 and counter.get_total_flops() - beginning.get_total_flops() == expected
+
+
+def test_a_learner_does_and_holds_what_is_counted() -> None:
+    wanted = miniature()
+    found = policy_footprint(wanted, ACTIONS)
+    learner = GRPOLearner(policy_of(wanted), GRPOConfig(micro_batch=1), temperature=1.0)
+    with FlopCounterMode(display=False) as counter:
+        learner.step(decisions(3, policy_of(wanted), num_tokens=wanted.policy.chunk_size * ACTIONS))
+    assert counter.get_total_flops() == 3 * learned_decision(wanted, found)
+    saved = learner.save()
+    memory = training_memory(found, wanted.sft.fit)
+    moments = [t for name, t in saved.items() if name.endswith(("exp_avg", "exp_avg_sq"))]
+    weights = [t for name, t in saved.items() if name.startswith("model.")]
+    assert memory.weights == sum(t.nbytes for t in weights)
+    assert memory.optimizer == sum(t.nbytes for t in moments) == 2 * memory.gradients
+    assert found.parameters == found.trained == sum(t.numel() for t in weights)
+    assert found.saved_bytes > 4 * 16 * (4 * ACTIONS), "at least the queries' activations"
+
+
+def test_more_gpus_shorten_what_is_spread_and_divide_the_learner() -> None:
+    one, eight = (plan(recipe("quickstart"), Hardware(gpus=gpus)) for gpus in (1, 8))
+    (alone, together) = (next(s for s in found.stages if s.name == "improve") for found in (one, eight))
+    assert (alone.gpus, together.gpus) == (1, 8) and alone.operations == together.operations
+    assert together.memory.optimizer == alone.memory.optimizer // 8 and together.memory.others == alone.memory.others
+    hardware = Hardware(gpus=8)
+    assert hardware.seconds(together.operations, 8) == pytest.approx(hardware.seconds(alone.operations, 1) / 8)
+    assert [stage.name for stage in one.stages] == ["sft", "world-model", "reward", "clone", "improve"]
+    assert [stage.gpus for stage in eight.stages] == [1, 1, 1, 1, 8]
+
+
+def test_what_does_not_fit_is_said_with_what_helps() -> None:
+    hardware = Hardware(gpus=2, gpu_memory=0.1)
+    said = describe(plan(recipe("quickstart"), hardware), hardware)
+    assert "improve does not fit into 0.1 GB; what helps: --improve.grpo.micro-batch" in said
+    assert "real episodes of up to 48 steps" in said
+
+
+def test_impossible_hardware_is_refused_in_words(tmp_path: Path) -> None:
+    assert "--gpus 0" in refused("plan", "tiny", "--gpus", "0", cwd=tmp_path)
+    assert "--utilisation 2.0" in refused("plan", "tiny", "--utilisation", "2", cwd=tmp_path)
+
+
+@pytest.mark.external
+def test_published_networks_have_their_published_sizes_and_cost_no_memory() -> None:
+    pytest.importorskip("transformers", reason="needs the extra hf: pip install 'wmpo[hf]'")
+    pytest.importorskip("diffusers", reason="needs the extra hf: pip install 'wmpo[hf]'")
+    small = tiny()
+    wanted = replace(
+        small,
+        env=replace(small.env, image_size=256),
+        policy=OpenVLAOFTConfig(folder="", lora_rank=32),  # type: ignore[arg-type]
+        world_model=OpenSoraWorldModelConfig(vae="", sizes=Sizes()),  # type: ignore[arg-type]
+        reward=VideoMAERewardConfig(folder=""),  # type: ignore[arg-type]
+    )
+    policy, dream, reward = policy_footprint(wanted, 7), dream_footprint(wanted, 7), reward_footprint(wanted)
+    assert policy.parameters == pytest.approx(7.6e9, rel=0.02) and policy.trained < 0.02 * policy.parameters
+    assert policy.forward == pytest.approx(2 * policy.parameters * 345, rel=0.15), "two for each weight and token"
+    assert dream.net.parameters == pytest.approx(0.9e9, rel=0.05) and dream.extra_bytes == pytest.approx(
+        334.6e6, rel=0.01
+    )
+    assert dream.imagine > 30 * dream.net.forward / 2
+    assert reward.parameters == pytest.approx(86e6, rel=0.02)

@@ -1,0 +1,142 @@
+"""Ray actors sample and learn what one process does, and those that die are replaced. Needs the extra ``ray``."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from miniatures import BINS, BanditEnv, TablePolicy, some_starts
+
+from wmpo.execution.backend import ExecutionConfig, workers
+from wmpo.execution.local import LocalSampler
+from wmpo.execution.ray_backend import ClusterConfig, RaySampler, connect
+from wmpo.policy.codec import ActionCodec
+from wmpo.protocols import Learner, Sampler
+from wmpo.report.run import RunFolder, StageLog
+from wmpo.rl.grpo import GRPOConfig
+from wmpo.rollout.groups import GroupConfig
+from wmpo.train.wmpo import ImproveConfig, improve
+from wmpo.types import ChunkStep
+
+CODEC = ActionCodec((0.0, 0.0), (BINS - 1.0, BINS - 1.0), 2, BINS)
+CONFIG = ImproveConfig(
+    num_iterations=2,
+    groups=GroupConfig(num_groups=6, group_size=6, max_rounds=2),
+    grpo=GRPOConfig(learning_rate=0.05, num_minibatches=2),
+)
+
+
+class SlowBandit(BanditEnv):
+    """Takes a while, and says in a file which process is at it."""
+
+    def __init__(self, folder: str, seconds: float) -> None:
+        super().__init__(2, 3)
+        self.folder, self.seconds = folder, seconds
+
+    def step(self, chunk: torch.Tensor) -> ChunkStep:
+        (Path(self.folder) / str(os.getpid())).touch()
+        time.sleep(self.seconds)
+        return super().step(chunk)
+
+
+@dataclass(frozen=True)
+class Spec:
+    folder: str
+    seconds: float = 0.0
+    damaged: bool = False
+
+    def policy(self) -> TablePolicy:
+        return TablePolicy(CODEC, torch.zeros(CODEC.num_tokens, BINS))
+
+    def sampler(self) -> LocalSampler:
+        if self.damaged:
+            raise ValueError("/runs/mine is not there on gpu-7; all machines must share this folder")
+        return LocalSampler(SlowBandit(self.folder, self.seconds), self.policy())
+
+
+def trained(path: Path, config: ExecutionConfig) -> tuple[torch.Tensor, str]:
+    """Weights and metrics of a small improvement."""
+    folder, spec = RunFolder(path), Spec(str(path))
+    path.mkdir()
+    own = spec.policy()
+    with workers(config, spec, spec.sampler(), own, CONFIG.grpo, temperature=CONFIG.temperature) as (sampler, learner):
+        assert isinstance(sampler, Sampler) and isinstance(learner, Learner)
+        improve(
+            sampler, learner, some_starts(8), CONFIG, None,
+            seed=0, checkpoint=folder.checkpoint("improve"), log=StageLog(folder, "improve", quiet=True),
+        )  # fmt: skip
+    return own.logits.detach(), (path / "metrics/improve.jsonl").read_text()
+
+
+def test_a_backend_of_one_process_leaves_its_weights_in_the_given_policy(tmp_path: Path) -> None:
+    logits, metrics = trained(tmp_path / "local", ExecutionConfig())
+    assert logits.any() and len(metrics.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        (ClusterConfig(samplers=0), "samplers 0 must be at least 1"),
+        (ClusterConfig(gpus_per_sampler=1.5), "gpus_per_sampler 1.5 must be a fraction of one GPU or a whole number"),
+        (ClusterConfig(learner_gpus=2), "learner_gpus 2 must be at most 1"),
+    ],
+)
+def test_clusters_that_cannot_be_are_refused(config: ClusterConfig, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        config.validate()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[ClusterConfig]:
+    ray = pytest.importorskip("ray", reason="needs the extra ray: pip install 'wmpo[ray]'")
+    config = ClusterConfig(samplers=2)
+    connect(config)
+    yield config
+    ray.shutdown()
+
+
+@pytest.mark.slow
+def test_two_samplers_and_a_learner_do_what_one_process_does(cluster: ClusterConfig, tmp_path: Path) -> None:
+    logits, metrics = trained(tmp_path / "local", ExecutionConfig())
+    found, said = trained(tmp_path / "ray", ExecutionConfig(backend="ray", cluster=cluster))
+    assert torch.equal(found, logits) and said == metrics
+
+
+@pytest.mark.slow
+def test_a_sampler_that_is_killed_amid_its_episodes_loses_nothing(cluster: ClusterConfig, tmp_path: Path) -> None:
+    spec, weights = Spec(str(tmp_path), seconds=5.0), {"logits": torch.randn(4, BINS)}
+    sampler, local = RaySampler(cluster, spec), replace(spec, seconds=0.0).sampler()
+    for each in (sampler, local):
+        each.load(weights)
+    import ray
+
+    struck = ray.remote(num_cpus=0)(_kill_the_first).remote(str(tmp_path))
+    found = sampler.run(some_starts(9), 1.0, 3)
+    killed = ray.get(struck)
+    assert killed != os.getpid() and len(list(tmp_path.iterdir())) > 2, "another process took over"
+    expected = local.run(some_starts(9), 1.0, 3)
+    for name in ("tokens", "logprob", "executed", "success", "episode_id", "group"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+    sampler.close()
+
+
+def _kill_the_first(folder: str) -> int:
+    while not (playing := [path.name for path in Path(folder).iterdir()]):
+        time.sleep(0.05)
+    os.kill(int(playing[0]), signal.SIGKILL)
+    return int(playing[0])
+
+
+@pytest.mark.slow
+def test_what_cannot_be_had_is_said_before_anything_is_played(cluster: ClusterConfig, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"2 samplers and a learner need 2.5 GPUs, but the Ray cluster has 0"):
+        connect(replace(cluster, gpus_per_sampler=1.0, learner_gpus=0.5))
+    with pytest.raises(ValueError, match=r"not there on gpu-7") as refused:
+        RaySampler(cluster, Spec(str(tmp_path), damaged=True))
+    assert "Traceback" not in str(refused.value)
