@@ -25,20 +25,33 @@ class ChunkEnv(Protocol):
 
 
 class Codec(Protocol):
-    """Between action tokens and actions in the environment's units."""
+    """From a policy's tokens, [B, N] or [B, N, ...], to actions in the environment's units."""
 
-    def decode(self, tokens: Int[Tensor, "B N"]) -> Float[Tensor, "B K A"]: ...
+    @property
+    def chunk_size(self) -> int: ...
+
+    @property
+    def action_dim(self) -> int: ...
+
+    def decode(self, tokens: Tensor) -> Float[Tensor, "B K A"]: ...
+
+
+class TokenCodec(Codec, Protocol):
+    """Of discrete tokens, which any action has: recorded actions can be cloned and judged as tokens."""
+
+    def encode(self, chunk: Float[Tensor, "B K A"]) -> Int[Tensor, "B N"]: ...
 
 
 class Policy(Protocol):
-    """A network that gives the logits of a whole chunk at once. ``__call__`` is the only gradient path."""
+    """A network that decides a whole chunk at once. ``__call__`` is the only gradient path: it gives the logits
+    [B, N, V] of discrete tokens, or what the policy's own ``likelihood`` reads (:mod:`wmpo.likelihood`)."""
 
     @property
     def codec(self) -> Codec: ...
 
     def prepare(self, observation: Observation) -> Mapping[str, Tensor]: ...
 
-    def __call__(self, **tensors: Tensor) -> Float[Tensor, "B N V"]: ...
+    def __call__(self, **tensors: Tensor) -> Tensor: ...
 
 
 class TrainablePolicy(Policy, Protocol):

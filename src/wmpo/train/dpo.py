@@ -18,7 +18,6 @@ from torch import Tensor
 
 from wmpo import likelihood
 from wmpo.data.episode import Episode
-from wmpo.nn import autocast
 from wmpo.policy.small import SmallPolicy
 from wmpo.protocols import TrainablePolicy
 from wmpo.report.run import StageLog
@@ -117,9 +116,7 @@ def _logprob(
     policy: TrainablePolicy, frame: Tensor, instruction: tuple[str, ...], tokens: Tensor, temperature: float
 ) -> Float[Tensor, "D N"]:
     seen = policy.prepare(Observation(frame=frame, instruction=instruction))
-    with autocast(next(iter(seen.values())).device):
-        logits = policy(**seen)
-    return likelihood.log_probs(logits, tokens.to(logits.device), temperature)
+    return likelihood.of(policy).score(seen, tokens, temperature)[0]
 
 
 def prefer(
@@ -146,7 +143,7 @@ def prefer(
         played = both.executed.any(dim=2)
         episode, _ = played.nonzero(as_tuple=True)
         said = tuple(both.instruction[i] for i in episode.tolist())
-        logprob = _logprob(policy, both.frame[played], said, both.tokens[played], temperature).cpu()
+        logprob = _logprob(policy, both.frame[played], said, both.tokens[played], temperature)
         mask = both.executed[played]
         mine = sequence_logprob(logprob, mask, episode, len(both))
         reference = sequence_logprob(both.logprob[played], mask, episode, len(both))
