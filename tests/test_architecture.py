@@ -73,7 +73,10 @@ def test_rollouts_and_imagination_know_no_concrete_model() -> None:
 @pytest.mark.parametrize(
     ("lower", "upper"),
     [
-        (("types", "rng", "likelihood", "nn", "checkpoint", "hf", "protocols"), ("policy", "envs", "rollout", "train")),
+        (
+            ("types", "rng", "likelihood", "nn", "checkpoint", "hf", "protocols", "denoising"),
+            ("policy", "envs", "rollout", "train"),
+        ),
         (("data",), ("policy", "world_model", "reward", "rl", "envs", "rollout", "train", "evaluation")),
         (("envs",), ("rollout", "execution", "train", "evaluation", "policy", "world_model", "rl")),
         (("rollout", "execution"), ("train", "evaluation", "report", "config", "recipes")),

@@ -15,6 +15,7 @@ from wmpo.envs.robosuite import RobosuiteConfig
 from wmpo.execution.backend import ExecutionConfig
 from wmpo.policy.openvla_oft import OpenVLAOFTConfig
 from wmpo.policy.small import SmallPolicyConfig
+from wmpo.policy.small_flow import SmallFlowPolicyConfig
 from wmpo.reward.small import SmallRewardConfig
 from wmpo.reward.videomae import VideoMAERewardConfig
 from wmpo.train.dpo import DPOConfig
@@ -28,7 +29,7 @@ from wmpo.world_model.opensora import OpenSoraWorldModelConfig
 from wmpo.world_model.small import SmallWorldModelConfig
 from wmpo.world_model.tokenizer import TokenizerConfig
 
-PolicyConfig = SmallPolicyConfig | OpenVLAOFTConfig
+PolicyConfig = SmallPolicyConfig | SmallFlowPolicyConfig | OpenVLAOFTConfig
 WorldModelConfig = SmallWorldModelConfig | OpenSoraWorldModelConfig
 RewardConfig = SmallRewardConfig | VideoMAERewardConfig
 """The kinds of networks. A recipe chooses; saved settings are told apart by their names."""

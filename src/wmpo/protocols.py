@@ -25,7 +25,19 @@ class ChunkEnv(Protocol):
 
 
 class Codec(Protocol):
-    """Between action tokens and actions in the environment's units. ``low`` and ``high`` bound all that it decodes."""
+    """From a policy's tokens, [B, N] or [B, N, ...], to actions in the environment's units."""
+
+    @property
+    def chunk_size(self) -> int: ...
+
+    @property
+    def action_dim(self) -> int: ...
+
+    def decode(self, tokens: Tensor) -> Float[Tensor, "B K A"]: ...
+
+
+class BoundedCodec(Codec, Protocol):
+    """All that it decodes lies between ``low`` and ``high``."""
 
     @property
     def low(self) -> tuple[float, ...]: ...
@@ -34,28 +46,25 @@ class Codec(Protocol):
     def high(self) -> tuple[float, ...]: ...
 
     @property
-    def chunk_size(self) -> int: ...
-
-    @property
-    def action_dim(self) -> int: ...
-
-    @property
     def num_tokens(self) -> int: ...
 
-    def encode(self, chunk: Float[Tensor, "*B K A"]) -> Int[Tensor, "*B N"]: ...
 
-    def decode(self, tokens: Int[Tensor, "B N"]) -> Float[Tensor, "B K A"]: ...
+class TokenCodec(Codec, Protocol):
+    """Of discrete tokens, which any action has: recorded actions can be cloned and judged as tokens."""
+
+    def encode(self, chunk: Float[Tensor, "B K A"]) -> Int[Tensor, "B N"]: ...
 
 
 class Policy(Protocol):
-    """A network that gives the logits of a whole chunk at once. ``__call__`` is the only gradient path."""
+    """A network that decides a whole chunk at once. ``__call__`` is the only gradient path: it gives the logits
+    [B, N, V] of discrete tokens, or what the policy's own ``likelihood`` reads (:mod:`wmpo.likelihood`)."""
 
     @property
     def codec(self) -> Codec: ...
 
     def prepare(self, observation: Observation) -> Mapping[str, Tensor]: ...
 
-    def __call__(self, **tensors: Tensor) -> Float[Tensor, "B N V"]: ...
+    def __call__(self, **tensors: Tensor) -> Tensor: ...
 
 
 class TrainablePolicy(Policy, Protocol):
@@ -75,6 +84,9 @@ class PolicyNet(TrainablePolicy, Protocol):
     again, before the weights are filled in."""
 
     image_size: int
+
+    @property
+    def codec(self) -> BoundedCodec: ...
 
     def about(self) -> dict[str, Any]: ...
 

@@ -4,6 +4,7 @@ Dimension letters, used everywhere::
 
     B episodes (= P starts x G siblings)   T chunks in an episode     K actions in a chunk
     A action dimensions                    N = K * A action tokens    V bins of one token
+    S denoising steps of a flow-matching policy: its tokens are paths of S + 1 numbers (:mod:`wmpo.denoising`)
     F frames imagined or rendered a chunk (K / frame_stride)          H context frames
     h, w height and width in pixels        M decisions in a minibatch
 
@@ -90,7 +91,7 @@ class Rollouts:
 
     frame: UInt8[Tensor, "B T h w 3"]
     instruction: tuple[str, ...]
-    tokens: Int[Tensor, "B T N"]
+    tokens: Int[Tensor, "B T N"] | Float[Tensor, "B T N S+1"]
     logprob: Float[Tensor, "B T N"]
     executed: Bool[Tensor, "B T N"]
     success: Bool[Tensor, " B"]
@@ -152,7 +153,7 @@ class Minibatch:
 
     frame: UInt8[Tensor, "M h w 3"]
     instruction: tuple[str, ...]
-    tokens: Int[Tensor, "M N"]
+    tokens: Int[Tensor, "M N"] | Float[Tensor, "M N S+1"]
     old_logprob: Float[Tensor, "M N"]
     mask: Bool[Tensor, "M N"]
     advantage: Float[Tensor, " M"]

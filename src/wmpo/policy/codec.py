@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +84,63 @@ class ActionCodec(_Sizes):
         low, high = torch.tensor(self.low), torch.tensor(self.high)
         unit = tokens.cpu().float() / (self.num_bins - 1)
         return low + unit.unflatten(-1, (self.chunk_size, self.action_dim)) * (high - low)
+
+
+@dataclass(frozen=True, slots=True)
+class PathCodec:
+    """Continuous actions at the end of denoising paths (:mod:`wmpo.denoising`), normalised: (a - center) / scale.
+
+    Actions leave within ``limit`` of the center, in units of the scale.
+    """
+
+    center: tuple[float, ...]
+    scale: tuple[float, ...]
+    chunk_size: int
+    limit: float = math.inf
+
+    def __post_init__(self) -> None:
+        if len(self.center) != len(self.scale) or any(not scale > 0 for scale in self.scale):
+            raise ValueError(f"every action dimension needs a scale above 0: {self.center}, {self.scale}")
+
+    @classmethod
+    def fit(cls, actions: Float[Tensor, "S A"], chunk_size: int) -> PathCodec:
+        """From recorded actions: their 1 % and 99 % quantiles become -1 and 1, and nothing outside is played."""
+        low, high = quantiles(actions)
+        return cls(tuple(((low + high) / 2).tolist()), tuple(((high - low) / 2).tolist()), chunk_size, 1.0)
+
+    @classmethod
+    def restore(cls, saved: dict[str, Any]) -> PathCodec:
+        """From its fields as JSON has them."""
+        return cls(**saved | {name: tuple(saved[name]) for name in ("center", "scale")})
+
+    @property
+    def action_dim(self) -> int:
+        """A."""
+        return len(self.center)
+
+    @property
+    def num_tokens(self) -> int:
+        """N."""
+        return self.chunk_size * self.action_dim
+
+    @property
+    def low(self) -> tuple[float, ...]:
+        return tuple(c - self.limit * s for c, s in zip(self.center, self.scale, strict=True))
+
+    @property
+    def high(self) -> tuple[float, ...]:
+        return tuple(c + self.limit * s for c, s in zip(self.center, self.scale, strict=True))
+
+    def normalize(self, actions: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
+        center, scale = torch.tensor(self.center).to(actions), torch.tensor(self.scale).to(actions)
+        return (actions - center) / scale
+
+    def decode(self, tokens: Float[Tensor, "*B N S"]) -> Float[Tensor, "*B K A"]:
+        """Where the paths end, in the environment's units."""
+        unit = tokens[..., -1].cpu().float().clamp(-self.limit, self.limit)
+        return unit.unflatten(-1, (self.chunk_size, self.action_dim)) * torch.tensor(self.scale) + torch.tensor(
+            self.center
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,15 +82,13 @@ class TextEncoder(nn.Module):
         return out
 
 
-class SmallPolicy(nn.Module):
-    """Convolutional stem -> visual tokens, text tokens and N action queries -> transformer -> logits [B, N, V]."""
+class Trunk(nn.Module):
+    """Convolutional stem -> visual tokens, text tokens and learned queries -> transformer -> queries (B, Q, D)."""
 
-    def __init__(self, config: SmallPolicyConfig, codec: ActionCodec, image_size: int) -> None:
+    def __init__(self, dim: int, depth: int, num_heads: int, *, num_queries: int, image_size: int) -> None:
         super().__init__()
-        if codec.chunk_size != config.chunk_size or codec.num_bins != config.num_bins:
-            raise ValueError(f"codec {codec} does not fit policy {config}")
-        dim, half, grid = config.dim, config.dim // 2, image_size // 16
-        self.config, self.codec, self.image_size = config, codec, image_size
+        half, grid = dim // 2, image_size // 16
+        self.image_size = image_size
         self.stem = nn.Sequential(
             nn.PixelUnshuffle(4),  # large convolutions at a high resolution would cost more than all the rest
             nn.Conv2d(48, half, 3, padding=1),
@@ -101,29 +99,44 @@ class SmallPolicy(nn.Module):
             ResidualConv(dim),
         )
         self.position = nn.Parameter(0.02 * torch.randn(grid * grid, dim))
-        self.text = TextEncoder(dim, config.num_heads)
-        self.queries = nn.Parameter(0.02 * torch.randn(codec.num_tokens, dim))
-        self.blocks = nn.ModuleList(Block(dim, config.num_heads) for _ in range(config.depth))
+        self.text = TextEncoder(dim, num_heads)
+        self.queries = nn.Parameter(0.02 * torch.randn(num_queries, dim))
+        self.blocks = nn.ModuleList(Block(dim, num_heads) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
-        self.head = nn.Linear(dim, config.num_bins)
-
-    def about(self) -> dict[str, Any]:
-        """What ``restore`` needs, as JSON."""
-        return {"config": asdict(self.config), "codec": asdict(self.codec), "image_size": self.image_size}
 
     def prepare(self, observation: Observation) -> Mapping[str, Tensor]:
         """Tensors for ``__call__``; raises ValueError for frames of another size."""
         height, width = observation.frame.shape[1:3]
         if (height, width) != (self.image_size, self.image_size):
             raise ValueError(f"frames are {height}x{width}, but this policy was built for {self.image_size} px")
-        device = self.head.weight.device
+        device = self.norm.weight.device
         return {"frame": observation.frame.to(device), "text": TextEncoder.encode(observation.instruction).to(device)}
 
-    def forward(self, frame: UInt8[Tensor, "B h w 3"], text: Tensor) -> Float[Tensor, "B N V"]:
+    def read(self, frame: UInt8[Tensor, "B h w 3"], text: Tensor) -> Float[Tensor, "B Q D"]:
         image = to_unit(frame).contiguous(memory_format=torch.channels_last)
         visual = self.stem(image).flatten(2).transpose(1, 2) + self.position  # (B, grid * grid, D)
         queries = self.queries.expand(len(frame), -1, -1)
         x = torch.cat([visual, self.text(text), queries], dim=1)
         for block in self.blocks:
             x = block(x)
-        return self.head(self.norm(x[:, -self.codec.num_tokens :])).float()
+        return self.norm(x[:, -len(self.queries) :])
+
+
+class SmallPolicy(Trunk):
+    """N queries and a linear layer: logits [B, N, V]."""
+
+    def __init__(self, config: SmallPolicyConfig, codec: ActionCodec, image_size: int) -> None:
+        if codec.chunk_size != config.chunk_size or codec.num_bins != config.num_bins:
+            raise ValueError(f"codec {codec} does not fit policy {config}")
+        super().__init__(
+            config.dim, config.depth, config.num_heads, num_queries=codec.num_tokens, image_size=image_size
+        )
+        self.config, self.codec = config, codec
+        self.head = nn.Linear(config.dim, config.num_bins)
+
+    def about(self) -> dict[str, Any]:
+        """What ``restore`` needs, as JSON."""
+        return {"config": asdict(self.config), "codec": asdict(self.codec), "image_size": self.image_size}
+
+    def forward(self, frame: UInt8[Tensor, "B h w 3"], text: Tensor) -> Float[Tensor, "B N V"]:
+        return self.head(self.read(frame, text)).float()

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from wmpo import likelihood
 from wmpo.checkpoint import pack_training, unpack_training
-from wmpo.nn import autocast
 from wmpo.protocols import TrainablePolicy
 from wmpo.rl.advantage import group_advantages
 from wmpo.rl.loss import ClipConfig, policy_loss
@@ -96,16 +95,13 @@ class GRPOLearner:
         for begin in range(0, len(minibatch), self.config.micro_batch):
             part = minibatch.rows(slice(begin, begin + self.config.micro_batch))
             seen = self.policy.prepare(Observation(frame=part.frame, instruction=part.instruction))
-            with autocast(next(iter(seen.values())).device):
-                logits = self.policy(**seen)
-            logprob = likelihood.log_probs(logits, part.tokens.to(logits.device), self.temperature).cpu()
+            logprob, spread = likelihood.of(self.policy).score(seen, part.tokens, self.temperature)
             loss = policy_loss(
                 logprob, part.old_logprob, part.mask, part.advantage, part.weight, part.num_episodes, self.config.clip
             )
             loss.total.backward()
-            with torch.no_grad():
-                entropy = (likelihood.entropy(logits, self.temperature).cpu() * part.mask).sum()
-            sums += torch.stack([loss.clipped, loss.kl, entropy, torch.tensor(float(loss.num_tokens))]).detach()
+            spread = (spread * part.mask).sum()
+            sums += torch.stack([loss.clipped, loss.kl, spread, torch.tensor(float(loss.num_tokens))]).detach()
         return sums
 
     def _clip(self) -> Tensor:

@@ -6,9 +6,7 @@ import torch
 from torch import Tensor
 
 from wmpo import likelihood
-from wmpo.nn import autocast
 from wmpo.protocols import ChunkEnv, Policy
-from wmpo.rng import row_gumbel
 from wmpo.types import Observation, Rollouts, Starts
 
 
@@ -29,8 +27,8 @@ def run_episodes(
     for chunk in range(env.max_chunks):
         rows = playing.nonzero().squeeze(1)
         row_tokens, row_logprob = decide(policy, observation, starts, rows, temperature, seed, chunk)
-        chunk_tokens = torch.zeros(len(starts), row_tokens.shape[1], dtype=torch.long)
-        chunk_logprob = torch.zeros(chunk_tokens.shape)
+        chunk_tokens = row_tokens.new_zeros(len(starts), *row_tokens.shape[1:])
+        chunk_logprob = torch.zeros(chunk_tokens.shape[:2])
         chunk_tokens[rows], chunk_logprob[rows] = row_tokens, row_logprob
         step = env.step(policy.codec.decode(chunk_tokens))
         frames.append(observation.frame)
@@ -68,15 +66,8 @@ def decide(
 ) -> tuple[Tensor, Tensor]:
     """Tokens of ``rows``, those that still play, and their log-probabilities (at temperature 1 when greedy)."""
     seen = Observation(frame=observation.frame[rows], instruction=tuple(starts.instruction[i] for i in rows.tolist()))
-    tensors = policy.prepare(seen)
-    with autocast(next(iter(tensors.values())).device):
-        logits = policy(**tensors).cpu()
-    noise = None
-    if temperature > 0:
-        ids = starts.episode_id[rows].tolist()
-        noise = row_gumbel(seed, "rollout/tokens", ids, chunk, logits.shape[1:])
-    tokens = likelihood.sample(logits, temperature, noise)
-    return tokens, likelihood.log_probs(logits, tokens, temperature or 1.0)
+    keys = likelihood.NoiseKeys(seed, starts.episode_id[rows].tolist(), chunk)
+    return likelihood.of(policy).draw(policy.prepare(seen), temperature, keys)
 
 
 def _executed(steps: Tensor, chunk_size: int, num_tokens: int) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from wmpo.envs.imagined import ImaginedEnv
 from wmpo.envs.simulated import Purpose, SimulatedEnv
 from wmpo.envs.simulator import SimulatorConfig
-from wmpo.protocols import ChunkEnv, Codec, PolicyNet, RewardModel
+from wmpo.protocols import BoundedCodec, ChunkEnv, PolicyNet, RewardModel
 from wmpo.reward.detector import Detector
 from wmpo.rollout.run import decide
 from wmpo.serve.film import Film, film
@@ -115,7 +115,9 @@ class Session:
         self.chunks.append(policy.codec.decode(tokens))
 
 
-def steer(move: Sequence[float], gripper: float, config: SimulatorConfig, codec: Codec) -> Float[Tensor, "1 K A"]:
+def steer(
+    move: Sequence[float], gripper: float, config: SimulatorConfig, codec: BoundedCodec
+) -> Float[Tensor, "1 K A"]:
     """A chunk that holds one action. ``move`` is as the camera sees it: right, away and up.
 
     Actions stay between the quantiles of the demonstrations, as those of policies do: the world model knows no others.

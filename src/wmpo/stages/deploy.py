@@ -10,7 +10,6 @@ from jaxtyping import Float, UInt8
 
 from wmpo import likelihood
 from wmpo.data.pictures import resize
-from wmpo.nn import autocast
 from wmpo.protocols import PolicyNet
 from wmpo.stages import models
 from wmpo.stages.job import existing_job
@@ -44,9 +43,8 @@ class LoadedPolicy:
         frame = self._fit(image)
         sentence = self.instruction if instruction is None else instruction
         tensors = self._policy.prepare(Observation(frame=torch.from_numpy(frame.copy()), instruction=(sentence,)))
-        with autocast(next(iter(tensors.values())).device):
-            logits = self._policy(**tensors).cpu()
-        return self._policy.codec.decode(likelihood.sample(logits, 0.0, None))[0].float().numpy()
+        tokens, _ = likelihood.of(self._policy).draw(tensors, 0.0, None)
+        return self._policy.codec.decode(tokens)[0].float().numpy()
 
     def _fit(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "1 s s 3"]:
         return resize(image[None], self.image_size)

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from wmpo import likelihood
 from wmpo.data.episode import Episode
-from wmpo.nn import autocast
 from wmpo.protocols import TrainablePolicy
 from wmpo.report.run import StageLog
 from wmpo.rl.dpo import dpo_loss, sequence_logprob
@@ -83,11 +82,14 @@ def pair(rollouts: Rollouts, pairing: Literal["start", "task"]) -> Pairs:
 def rollouts_of(episodes: Sequence[Episode], policy: TrainablePolicy, *, temperature: float) -> Rollouts:
     """Recorded episodes of ``policy`` as rollouts again, with the log-probabilities that it gives to its actions."""
     size, codec = policy.codec.chunk_size, policy.codec
+    if not hasattr(codec, "encode"):
+        raise ValueError("DPO judges recorded actions, so the policy must be one of discrete tokens")
+    num_tokens = size * codec.action_dim
     chunks = [len(episode.actions) // size for episode in episodes]
     shape = len(episodes), max(chunks)
     frame = torch.zeros(*shape, *episodes[0].frames.shape[1:], dtype=torch.uint8)
-    tokens = torch.zeros(*shape, codec.num_tokens, dtype=torch.long)
-    logprob = torch.zeros(*shape, codec.num_tokens)
+    tokens = torch.zeros(*shape, num_tokens, dtype=torch.long)
+    logprob = torch.zeros(*shape, num_tokens)
     num_steps = torch.tensor([e.solved_at if e.success else len(e.actions) for e in episodes])
     for i, episode in enumerate(episodes):
         seen = torch.from_numpy(episode.frames[: chunks[i] * size : size])
@@ -102,7 +104,7 @@ def rollouts_of(episodes: Sequence[Episode], policy: TrainablePolicy, *, tempera
         instruction=tuple(episode.instruction for episode in episodes),
         tokens=tokens,
         logprob=logprob,
-        executed=steps.repeat_interleave(codec.action_dim, dim=1).unflatten(1, (shape[1], codec.num_tokens)),
+        executed=steps.repeat_interleave(codec.action_dim, dim=1).unflatten(1, (shape[1], num_tokens)),
         success=torch.tensor([episode.success for episode in episodes]),
         num_steps=num_steps,
         sim_seed=starts,
@@ -116,9 +118,7 @@ def _logprob(
     policy: TrainablePolicy, frame: Tensor, instruction: tuple[str, ...], tokens: Tensor, temperature: float
 ) -> Float[Tensor, "D N"]:
     seen = policy.prepare(Observation(frame=frame, instruction=instruction))
-    with autocast(next(iter(seen.values())).device):
-        logits = policy(**seen)
-    return likelihood.log_probs(logits, tokens.to(logits.device), temperature)
+    return likelihood.of(policy).score(seen, tokens, temperature)[0]
 
 
 def prefer(
@@ -145,7 +145,7 @@ def prefer(
         played = both.executed.any(dim=2)
         episode, _ = played.nonzero(as_tuple=True)
         said = tuple(both.instruction[i] for i in episode.tolist())
-        logprob = _logprob(policy, both.frame[played], said, both.tokens[played], temperature).cpu()
+        logprob = _logprob(policy, both.frame[played], said, both.tokens[played], temperature)
         mask = both.executed[played]
         mine = sequence_logprob(logprob, mask, episode, len(both))
         reference = sequence_logprob(both.logprob[played], mask, episode, len(both))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wmpo import likelihood
 from wmpo.data.clips import chunk_clips, shift
@@ -61,17 +61,17 @@ def clone(
     checkpoint: Path,
     log: StageLog,
 ) -> None:
-    """Maximises the log-likelihood of the demonstrated action tokens, in place."""
-    clips = chunk_clips(episodes, policy.codec.chunk_size)
-    tokens = policy.codec.encode(clips.actions)
+    """Minimises the policy's own loss of demonstrated chunks (discrete tokens: the negative log-likelihood; flow
+    matching: the squared error of the velocity), in place."""
+    assert isinstance(policy, nn.Module)
+    clips, rule = chunk_clips(episodes, policy.codec.chunk_size), likelihood.of(policy)
 
     def loss(step: int) -> Tensor:
         rng = keyed(seed, "sft/batch", step)
-        index = torch.from_numpy(rng.integers(len(tokens), size=config.fit.batch_size))
+        index = torch.from_numpy(rng.integers(len(clips.actions), size=config.fit.batch_size))
         offsets = torch.from_numpy(rng.integers(2 * config.max_shift + 1, size=(len(index), 2)))
         frames = shift(clips.frame[index], offsets, config.max_shift)
         seen = Observation(frame=frames, instruction=tuple(clips.instruction[i] for i in index.tolist()))
-        logits = policy(**policy.prepare(seen))
-        return -likelihood.log_probs(logits, tokens[index].to(logits.device)).mean()
+        return rule.cloning_loss(policy.prepare(seen), clips.actions[index], rng)
 
     fit(policy, loss, config.fit, checkpoint=checkpoint, log=log)
