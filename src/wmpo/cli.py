@@ -10,7 +10,7 @@ from pathlib import Path
 
 import tyro
 
-from wmpo import cli_compare, cli_data, cli_robot, cli_serve
+from wmpo import cli_compare, cli_data, cli_label, cli_log, cli_robot, cli_serve
 from wmpo.cli_common import Shared, peek
 from wmpo.recipes import RECIPES, recipe
 from wmpo.report.render import render
@@ -36,10 +36,12 @@ ABOUT = {
     "pretrain": "remake the tokenizer and world model that runs begin with; no part of run",
     "data": "datasets in and out; see wmpo data --help",
     "serve": "a run in the browser: live curves, replays, and its dream to play; see wmpo serve --help",
+    "label": "say which episodes of a dataset were solved, in the browser; see wmpo label --help",
+    "log": "the curves of a run for TensorBoard or Weights & Biases; see wmpo log --help",
     "robot": "collect episodes and deploy a policy on a robot; see wmpo robot --help",
 }
 """Commands, in the order in which they are told."""
-APART = {"data": cli_data, "serve": cli_serve, "robot": cli_robot}
+APART = {"data": cli_data, "serve": cli_serve, "label": cli_label, "log": cli_log, "robot": cli_robot}
 """Commands that take no recipe."""
 
 
