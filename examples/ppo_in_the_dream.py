@@ -49,8 +49,8 @@ class Agent(nn.Module):
     def __init__(self, space: gymnasium.spaces.Box) -> None:
         super().__init__()
         low, high = torch.from_numpy(space.low), torch.from_numpy(space.high)
-        self.register_buffer("middle", (high + low) / 2)
-        self.register_buffer("half", (high - low) / 2)
+        self.register_buffer("centre", (high + low) / 2)
+        self.register_buffer("reach", (high - low) / 2)
         self.body = nn.Sequential(
             nn.Conv2d(3, 16, 5, stride=2), nn.ReLU(), nn.Conv2d(16, 32, 3, stride=2), nn.ReLU(),
             nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(512, 128), nn.ReLU(),
@@ -68,7 +68,7 @@ class Agent(nn.Module):
     def chunk(self, action: Tensor) -> Tensor:
         """[B,K*A] -> [B,K,A] in the environment's units. The environment clips, so the density is that of what was
         drawn, not of what was played."""
-        return self.middle + action.unflatten(1, self.middle.shape) * self.half
+        return self.centre + action.unflatten(1, self.centre.shape) * self.reach
 
 
 @dataclass
@@ -175,7 +175,7 @@ def evaluate(agent: Agent, run: Path, num_episodes: int) -> int:
         solved = torch.zeros(num_episodes, dtype=torch.bool)
         for _ in range(job.experiment.max_chunks):
             chunk = agent.chunk(agent(frame)[0].mean)
-            low, high = agent.middle - agent.half, agent.middle + agent.half
+            low, high = agent.centre - agent.reach, agent.centre + agent.reach
             step = env.step(torch.minimum(torch.maximum(chunk, low), high))  # the dream clips by itself
             frame, solved = step.frames[:, -1], solved | step.terminated
     return int(solved.sum())

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import tyro
 
-from wmpo import cli_compare, cli_data, cli_label, cli_log, cli_robot, cli_serve
+from wmpo import cli_compare, cli_completion, cli_data, cli_label, cli_log, cli_robot, cli_serve
 from wmpo.cli_common import Shared, peek
+from wmpo.config import flatten, to_json
 from wmpo.recipes import RECIPES, recipe
 from wmpo.report.render import render
 from wmpo.stages import pretrain
@@ -39,6 +40,7 @@ ABOUT = {
     "label": "say which episodes of a dataset were solved, in the browser; see wmpo label --help",
     "log": "the curves of a run for TensorBoard or Weights & Biases; see wmpo log --help",
     "robot": "collect episodes and deploy a policy on a robot; see wmpo robot --help",
+    "completion": "a script for the shell that completes commands and flags: wmpo completion bash|zsh",
 }
 """Commands, in the order in which they are told."""
 APART = {"data": cli_data, "serve": cli_serve, "label": cli_label, "log": cli_log, "robot": cli_robot}
@@ -107,6 +109,9 @@ def _main(args: list[str]) -> None:
     if command in APART:
         APART[command].main(rest)
         return
+    if command == "completion":
+        print(cli_completion.script(rest[0], following()) if rest else cli_completion.HOWTO)
+        return
     if command not in ABOUT:
         near = difflib.get_close_matches(command, ABOUT, n=2, cutoff=0.4) or list(ABOUT)
         raise ValueError(f"unknown stage {command!r}; did you mean {' or '.join(near)}? See wmpo --help")
@@ -126,6 +131,22 @@ def _main(args: list[str]) -> None:
         _stages(job, command)
     if command == "run":
         _report(path)
+
+
+def following() -> dict[str, list[str]]:
+    """What may follow each command, for the shell's completion."""
+    leaves = cli_completion.leaf_flags(flatten(to_json(recipe("quickstart"))))
+    common = ["--runs", "--debug", "--no-debug", *leaves]
+    words = {"": [*ABOUT], "completion": [*cli_completion.SHELLS]}
+    for name, module in APART.items():
+        kinds = module.SETTINGS if isinstance(module.SETTINGS, dict) else {"": module.SETTINGS}
+        words |= {f"{name} {sub}".strip(): cli_completion.flags(kind) for sub, kind in kinds.items()}
+        if "" not in kinds:
+            words[name] = [*kinds]
+    for name in [*ABOUT.keys() - APART.keys() - {"completion"}]:
+        own = cli_completion.flags(cli_compare.KINDS[name]) if name in cli_compare.KINDS else ["--name", "--seed"]
+        words[name] = [*RECIPES, *dict.fromkeys([*own, *common])]
+    return words
 
 
 def _stages(job: Job, command: str) -> None:

@@ -161,3 +161,4 @@ _COMMANDS: Commands = {
     "inspect": (Inspect, _inspect),
     "export": (Export, _export),
 }
+SETTINGS = {name: kind for name, (kind, _) in _COMMANDS.items()}

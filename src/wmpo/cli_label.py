@@ -24,6 +24,9 @@ class Label(Naming):
     "Port to listen on, on this machine only; 0 takes a free one."
 
 
+SETTINGS = Label
+
+
 def main(args: list[str]) -> None:
     """Serves until it is interrupted. Raises ValueError for wrong input, like every command."""
     settings = tyro.cli(Label, args=[a for a in args if a != "--debug"], prog="wmpo label")

@@ -27,6 +27,9 @@ class Log:
     "Send to the Weights & Biases account that you are logged in to; without it, wandb sync can send later."
 
 
+SETTINGS = Log
+
+
 def main(args: list[str]) -> None:
     """Raises ValueError for wrong input, like every command."""
     settings = tyro.cli(Log, args=[a for a in args if a != "--debug"], prog="wmpo log")

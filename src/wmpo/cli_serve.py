@@ -25,6 +25,9 @@ class Serve:
     "Address to listen on. Another one than a loopback address lets other machines in: there is no password."
 
 
+SETTINGS = Serve
+
+
 def main(args: list[str]) -> None:
     """Serves until it is interrupted. Raises ValueError for wrong input, like every command."""
     settings = tyro.cli(Serve, args=[a for a in args if a != "--debug"], prog="wmpo serve")
