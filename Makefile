@@ -22,7 +22,7 @@ check: $(DEV_STAMP)
 # The site goes to site/; a link, anchor or name that does not exist is an error.
 docs: $(STAMP)
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[docs]'
-	$(BIN)/mkdocs build
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q
 
 # PyTorch first and pinned: an unpinned one would pull gigabytes of CUDA on a laptop.
 $(STAMP): pyproject.toml constraints.txt
