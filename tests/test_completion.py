@@ -36,9 +36,18 @@ def test_commands_recipes_flags_and_files(tmp_path: Path) -> None:
     assert offered(tmp_path, "label", "ep") == {"episodes"}
 
 
-def test_other_shells(tmp_path: Path) -> None:
+@pytest.mark.skipif(not shutil.which("zsh"), reason="no zsh")
+def test_zsh_offers_the_same(tmp_path: Path) -> None:
+    """Its own builtins stand aside: they work only while somebody types."""
+    stand_in = 'compdef() { :; }; compadd() { shift; print -rl -- "$@"; }; _files() { print FILES; }'
+    script = cli.cli_completion.script("zsh", cli.following())
+    typed = "words=(wmpo data import x); CURRENT=4; PREFIX=x; _wmpo"
+    done = subprocess.run(["zsh", "-f", "-c", f"{stand_in}\n{script}\n{typed}"], capture_output=True, text=True)
+    assert {"--labels", "--fps", "FILES"} <= set(done.stdout.split()) and not done.stderr
+
+
+def test_other_shells_are_refused(tmp_path: Path) -> None:
     assert "bash and zsh" in refused("completion", "fish", cwd=tmp_path)
-    assert cli.cli_completion.script("zsh", {"": ["run"]}).startswith("autoload")
 
 
 @pytest.mark.slow

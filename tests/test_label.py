@@ -75,6 +75,13 @@ def test_frames_are_those_of_the_episode(dataset: Path, tmp_path: Path) -> None:
         ask(server, "/run/meta/info.json").refuses(404)
 
 
+def test_a_label_that_cannot_be_saved_is_said(dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with serving(dataset, tmp_path / "file/labels.csv") as server:
+        ask(server, "/api/mark", {"episode": 0, "success": 1, "solved_at": 0}).refuses(507, "nothing was saved")
+        assert ask(server, "/api/progress", {}).json["marks"] == [None] * 3
+
+
 def test_large_pictures_become_smaller_and_come_in_pieces() -> None:
     found = films(np.zeros((52, 320, 480, 3), dtype=np.uint8))
     assert len(found) > 1 and sum(film.num_frames for film in found) == 52

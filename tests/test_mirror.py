@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,13 @@ def test_following_ends_with_an_interruption_and_keeps_what_was_written(run: Pat
 def test_no_run_is_one_sentence(tmp_path: Path) -> None:
     assert "config.json" in refused("log", "nowhere", cwd=tmp_path)
     assert "tensorboard" in refused("log", "nowhere", "--to", "mlflow", cwd=tmp_path)
+
+
+def test_what_is_not_installed_is_named(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    for where in ("tensorboard", "wandb"):
+        assert "pip install 'wmpo[log]'" in refused("log", run, "--to", where, cwd=run)
 
 
 def test_tensorboard_reads_what_was_written(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

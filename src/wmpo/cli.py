@@ -137,7 +137,7 @@ def following() -> dict[str, list[str]]:
     """What may follow each command, for the shell's completion."""
     leaves = cli_completion.leaf_flags(flatten(to_json(recipe("quickstart"))))
     common = ["--runs", "--debug", "--no-debug", *leaves]
-    words = {"": [*ABOUT], "completion": [*cli_completion.SHELLS]}
+    words = {"": [*ABOUT], "completion": [*cli_completion.SCRIPTS]}
     for name, module in APART.items():
         kinds = module.SETTINGS if isinstance(module.SETTINGS, dict) else {"": module.SETTINGS}
         words |= {f"{name} {sub}".strip(): cli_completion.flags(kind) for sub, kind in kinds.items()}

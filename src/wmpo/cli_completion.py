@@ -6,33 +6,46 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-SHELLS = ("bash", "zsh")
 HOWTO = """usage: wmpo completion bash|zsh
 
   bash: source <(wmpo completion bash)    in ~/.bashrc
   zsh:  source <(wmpo completion zsh)     in ~/.zshrc, after compinit"""
-SCRIPT = """_wmpo() {
-  local cur="${COMP_WORDS[COMP_CWORD]}" key="${COMP_WORDS[1]}" words=""
+BASH = """_wmpo() {
+  local cur="${COMP_WORDS[COMP_CWORD]}" key="${COMP_WORDS[1]}" following=""
   [ "$COMP_CWORD" -gt 1 ] || key=""
   case "$key" in %(groups)s) [ "$COMP_CWORD" -gt 2 ] && key="$key ${COMP_WORDS[2]}";; esac
   case "$key" in
 %(cases)s
   esac
-  COMPREPLY=($(compgen -W "$words" -- "$cur"))
+  COMPREPLY=($(compgen -W "$following" -- "$cur"))
   case "$cur" in -*) ;; *) [ -z "$key" ] || COMPREPLY+=($(compgen -f -- "$cur"));; esac
 }
 complete -o filenames -F _wmpo wmpo"""
+ZSH = """_wmpo() {
+  local key="${words[2]}" following=""
+  (( CURRENT > 2 )) || key=""
+  case "$key" in %(groups)s) (( CURRENT > 3 )) && key="$key ${words[3]}";; esac
+  case "$key" in
+%(cases)s
+  esac
+  compadd -- ${=following}
+  [[ -z "$key" || "$PREFIX" == -* ]] || _files
+}
+compdef _wmpo wmpo"""
+SCRIPTS = {"bash": BASH, "zsh": ZSH}
 
 
 def script(shell: str, words: Mapping[str, Sequence[str]]) -> str:
     """``words`` are what may follow: after ``wmpo`` (key ""), ``wmpo run`` ("run"), ``wmpo data import``
     ("data import"). Raises ValueError for a shell that is not known."""
-    if shell not in SHELLS:
-        raise ValueError(f"there is completion for {' and '.join(SHELLS)}, not for {shell!r}")
-    cases = "\n".join(f'    "{key}") words="{" ".join(following)}";;' for key, following in words.items())
+    if shell not in SCRIPTS:
+        raise ValueError(f"there is completion for {' and '.join(SCRIPTS)}, not for {shell!r}")
+    alike: dict[str, list[str]] = {}
+    for key, following in words.items():
+        alike.setdefault(" ".join(following), []).append(f'"{key}"')
+    cases = "\n".join(f'    {"|".join(keys)}) following="{following}";;' for following, keys in alike.items())
     groups = "|".join(sorted({key.split()[0] for key in words if " " in key}))
-    made = SCRIPT % {"cases": cases, "groups": groups}
-    return made if shell == "bash" else f"autoload -U +X bashcompinit && bashcompinit\n{made}"
+    return SCRIPTS[shell] % {"cases": cases, "groups": groups}
 
 
 def flags(kind: type) -> list[str]:

@@ -138,10 +138,13 @@ class WandB:
         except ImportError as error:
             raise ValueError("Weights & Biases is not installed; install it with: pip install 'wmpo[log]'") from error
         config = _object((folder / "config.json").read_text())
-        self._run = wandb.init(
-            project=project, name=folder.resolve().name, dir=str(folder), config=config,
-            mode="online" if online else "offline",
-        )  # fmt: skip
+        try:
+            self._run = wandb.init(
+                project=project, name=folder.resolve().name, dir=str(folder), config=config,
+                mode="online" if online else "offline",
+            )  # fmt: skip
+        except wandb.Error as error:
+            raise ValueError(f"Weights & Biases: {error}; log in with wandb login, or leave out --online") from error
         self._groups: set[str] = set()
 
     def write(self, point: Point) -> None:

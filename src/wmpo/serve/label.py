@@ -94,7 +94,7 @@ class Labelling:
         with self._lock:
             labels = self._labels()
             labels.pop(number, None)
-            write_labels(self.file, labels | {number: (success, solved_at or None if success else None)})
+            self._write(labels | {number: (success, solved_at or None if success else None)})
         return self.progress()
 
     def undo(self) -> Progress:
@@ -104,8 +104,15 @@ class Labelling:
             if not labels:
                 raise Refused("there is no label to take back", 409)
             undone, _ = labels.popitem()
-            write_labels(self.file, labels)
+            self._write(labels)
         return self.progress(undone)
+
+    def _write(self, labels: dict[int, tuple[bool, int | None]]) -> None:
+        try:
+            write_labels(self.file, labels)
+        except OSError as error:
+            says = f"{self.file} cannot be written ({error.strerror}), so nothing was saved"
+            raise Refused(f"{says}; free space, or start again with another --to", 507) from error
 
     def _labels(self) -> dict[int, tuple[bool, int | None]]:
         labels = read_labels(self.file) if self.file.exists() else {}
