@@ -1,4 +1,4 @@
-# make quickstart | test | setup | check      Only PYTHON (3.11+) is needed beforehand.
+# make quickstart | test | setup | check | docs      Only PYTHON (3.11+) is needed beforehand.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do command -v $$p >/dev/null 2>&1 && \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 VENV := .venv
@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 
-.PHONY: setup quickstart test check gl
+.PHONY: setup quickstart test check docs gl
 
 setup: $(STAMP) gl
 
@@ -18,6 +18,11 @@ test: setup $(DEV_STAMP)
 
 check: $(DEV_STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+# The site goes to site/; a link, anchor or name that does not exist is an error.
+docs: $(STAMP)
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q
 
 # PyTorch first and pinned: an unpinned one would pull gigabytes of CUDA on a laptop.
 $(STAMP): pyproject.toml constraints.txt

@@ -26,6 +26,8 @@ HEAVY = {
     "skimage",
     "ray",
     "lerobot",
+    "tensorboard",
+    "wandb",
 }
 
 
@@ -94,20 +96,29 @@ def test_lower_layers_do_not_know_upper_ones(lower: tuple[str, ...], upper: tupl
         assert not uses(name, *(f"wmpo.{p}" for p in (*upper, "stages", "cli"))), name
 
 
-COMMANDS = ("cli.py", "cli_compare.py", "cli_data.py", "cli_plan.py", "cli_robot.py", "cli_serve.py")
+COMMANDS = (
+    "cli.py",
+    "cli_compare.py",
+    "cli_data.py",
+    "cli_label.py",
+    "cli_log.py",
+    "cli_plan.py",
+    "cli_robot.py",
+    "cli_serve.py",
+)
 ENTRANCES = ("__init__.py", *COMMANDS)
 
 
 def test_only_the_command_line_knows_the_stages_and_its_parser() -> None:
     assert [name for name in TREES if uses(name, "tyro")] == sorted([*COMMANDS, "cli_common.py"])
-    known = {*ENTRANCES, "stages", "serve"} - {"cli_serve.py"}
+    known = {*ENTRANCES, "stages", "serve"} - {"cli_label.py", "cli_log.py", "cli_serve.py"}
     assert {name.split("/")[0] for name in TREES if uses(name, "wmpo.stages")} == known
     assert [name for name in TREES if uses(name, *(f"wmpo.{command[:-3]}" for command in COMMANDS))] == ["cli.py"]
 
 
 def test_pages_are_served_from_one_place_that_only_the_command_line_knows() -> None:
     outside = [name for name in TREES if not name.startswith("serve/")]
-    assert [name for name in outside if uses(name, "wmpo.serve")] == ["cli_serve.py"]
+    assert [name for name in outside if uses(name, "wmpo.serve")] == ["cli_label.py", "cli_serve.py"]
     assert [name for name in TREES if uses(name, "http.server", "socketserver")] == ["serve/server.py"]
     for name in in_package("serve"):
         assert not uses(name, "wmpo.train", "wmpo.execution", "wmpo.cli", "wmpo.recipes"), name

@@ -29,7 +29,7 @@ from wmpo.policy.codec import ActionCodec
 from wmpo.rollout.run import run_episodes
 from wmpo.serve.guard import Guard
 from wmpo.serve.messages import LARGEST, Refused, read_message
-from wmpo.serve.server import RunServer
+from wmpo.serve.run import RunServer
 from wmpo.serve.session import steer
 from wmpo.stages import models
 from wmpo.stages.guards import imagined_starts

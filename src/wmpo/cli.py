@@ -10,8 +10,9 @@ from pathlib import Path
 
 import tyro
 
-from wmpo import cli_compare, cli_data, cli_plan, cli_robot, cli_serve
+from wmpo import cli_compare, cli_completion, cli_data, cli_label, cli_log, cli_plan, cli_robot, cli_serve
 from wmpo.cli_common import Shared, peek
+from wmpo.config import flatten, to_json
 from wmpo.execution.backend import serve_if_enlisted
 from wmpo.recipes import RECIPES, recipe
 from wmpo.report.render import render
@@ -38,12 +39,15 @@ ABOUT = {
     "pretrain": "remake the tokenizer and world model that runs begin with; no part of run",
     "data": "datasets in and out; see wmpo data --help",
     "serve": "a run in the browser: live curves, replays, and its dream to play; see wmpo serve --help",
+    "label": "say which episodes of a dataset were solved, in the browser; see wmpo label --help",
+    "log": "the curves of a run for TensorBoard or Weights & Biases; see wmpo log --help",
     "robot": "collect episodes and deploy a policy on a robot; see wmpo robot --help",
+    "completion": "a script for the shell that completes commands and flags: wmpo completion bash|zsh",
 }
 """Commands, in the order in which they are told."""
 DISTRIBUTED = ("run", "improve")
 """Commands that use more than this process."""
-APART = {"data": cli_data, "serve": cli_serve, "robot": cli_robot}
+APART = {"data": cli_data, "serve": cli_serve, "label": cli_label, "log": cli_log, "robot": cli_robot}
 """Commands that take no recipe."""
 
 
@@ -111,6 +115,9 @@ def _main(args: list[str]) -> None:
     if command in APART:
         APART[command].main(rest)
         return
+    if command == "completion":
+        print(cli_completion.script(rest[0], following()) if rest else cli_completion.HOWTO)
+        return
     if command not in ABOUT:
         near = difflib.get_close_matches(command, ABOUT, n=2, cutoff=0.4) or list(ABOUT)
         raise ValueError(f"unknown stage {command!r}; did you mean {' or '.join(near)}? See wmpo --help")
@@ -135,6 +142,24 @@ def _main(args: list[str]) -> None:
         _stages(job, command)
     if command == "run":
         _report(path)
+
+
+def following() -> dict[str, list[str]]:
+    """What may follow each command, for the shell's completion."""
+    settings = {leaf: value for name in RECIPES for leaf, value in flatten(to_json(recipe(name))).items()}
+    leaves = cli_completion.leaf_flags({k: v for k, v in settings.items() if not k.endswith(".kind")})
+    common = ["--runs", "--debug", "--no-debug", *leaves]
+    words = {"": [*ABOUT], "completion": [*cli_completion.SCRIPTS]}
+    for name, module in APART.items():
+        kinds = module.SETTINGS if isinstance(module.SETTINGS, dict) else {"": module.SETTINGS}
+        words |= {f"{name} {sub}".strip(): cli_completion.flags(kind) for sub, kind in kinds.items()}
+        if "" not in kinds:
+            words[name] = [*kinds]
+    for name in [*ABOUT.keys() - APART.keys() - {"completion"}]:
+        kinds = {**cli_compare.KINDS, "plan": cli_plan.Hardware}
+        own = cli_completion.flags(kinds[name]) if name in kinds else ["--name", "--seed"]
+        words[name] = [*RECIPES, *dict.fromkeys([*own, *common])]
+    return words
 
 
 def _stages(job: Job, command: str) -> None:

@@ -1,4 +1,4 @@
-"""What commands share: settings of all that run experiments, and commands of a command (``wmpo data import``)."""
+"""What commands share: settings that several have, and commands of a command (``wmpo data import``)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from wmpo.config import Experiment
+from wmpo.data.source import Keys
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,28 @@ class Shared:
     experiment: Annotated[Experiment, tyro.conf.arg(name=""), tyro.conf.AvoidSubcommands] = field(
         default_factory=Experiment
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Naming:
+    """Which parts of a dataset are read."""
+
+    camera: str | None = None
+    "Name of the pictures; needed when there are several."
+    action: str | None = None
+    "Name of the actions; several with commas are put one behind the other."
+    success: str | None = None
+    "Name of the reward or flag that is 1 once the task is solved."
+    split: str | None = None
+    "Split (RLDS) or filter key (robomimic)."
+
+    def keys(self) -> Keys:
+        return Keys(camera=self.camera, action=self.action, success=self.success, split=self.split)
+
+
+def check_port(port: int) -> None:
+    if not 0 <= port <= 65535:
+        raise ValueError(f"--port must be in 0..65535, not {port}")
 
 
 def peek(args: list[str], flag: str) -> str | None:

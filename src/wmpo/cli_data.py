@@ -12,10 +12,10 @@ import numpy as np
 import tyro
 
 from wmpo.checkpoint import write_atomic
-from wmpo.cli_common import Commands, dispatch
+from wmpo.cli_common import Commands, Naming, dispatch
 from wmpo.data.importing import Conversion, import_dataset, open_source
 from wmpo.data.overview import Overview, overview
-from wmpo.data.source import Keys, Source
+from wmpo.data.source import Source
 from wmpo.report.video import strip
 from wmpo.stages.export import export
 
@@ -27,23 +27,6 @@ USAGE = """usage: wmpo data COMMAND ...
   export RUN --to FOLDER      episodes of a run, real or imagined, as a LeRobot v3.0 dataset
 
 wmpo data COMMAND --help shows every setting."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Naming:
-    """Which parts of a dataset are read."""
-
-    camera: str | None = None
-    "Name of the pictures; needed when there are several."
-    action: str | None = None
-    "Name of the actions; several with commas are put one behind the other."
-    success: str | None = None
-    "Name of the reward or flag that is 1 once the task is solved."
-    split: str | None = None
-    "Split (RLDS) or filter key (robomimic)."
-
-    def keys(self) -> Keys:
-        return Keys(camera=self.camera, action=self.action, success=self.success, split=self.split)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,3 +161,4 @@ _COMMANDS: Commands = {
     "inspect": (Inspect, _inspect),
     "export": (Export, _export),
 }
+SETTINGS = {name: kind for name, (kind, _) in _COMMANDS.items()}

@@ -172,3 +172,4 @@ def open_setup(text: str) -> Setup:
 
 
 _COMMANDS: Commands = {"collect": (Collect, _collect), "deploy": (Deploy, _deploy)}
+SETTINGS = {name: kind for name, (kind, _) in _COMMANDS.items()}

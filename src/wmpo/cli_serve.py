@@ -8,8 +8,9 @@ from pathlib import Path
 
 import tyro
 
+from wmpo.cli_common import check_port
 from wmpo.serve.guard import is_loopback
-from wmpo.serve.server import RunServer
+from wmpo.serve.run import RunServer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,11 +25,13 @@ class Serve:
     "Address to listen on. Another one than a loopback address lets other machines in: there is no password."
 
 
+SETTINGS = Serve
+
+
 def main(args: list[str]) -> None:
     """Serves until it is interrupted. Raises ValueError for wrong input, like every command."""
     settings = tyro.cli(Serve, args=[a for a in args if a != "--debug"], prog="wmpo serve")
-    if not 0 <= settings.port <= 65535:
-        raise ValueError(f"--port must be in 0..65535, not {settings.port}")
+    check_port(settings.port)
     with RunServer(settings.run, settings.host, settings.port) as server:
         shown = f"[{settings.host}]" if ":" in settings.host else settings.host
         print(f"{settings.run}: http://{shown}:{server.server_port}/  (Ctrl-C ends it)", flush=True)

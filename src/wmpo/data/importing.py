@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from wmpo.checkpoint import write_json
+from wmpo.checkpoint import write_atomic, write_json
 from wmpo.data.damage import DatasetError, reading, require
 from wmpo.data.episode import Episode
 from wmpo.data.lerobot import append_episodes, open_lerobot
@@ -159,6 +159,12 @@ def read_labels(path: Path) -> dict[int, tuple[bool, int | None]]:
                 raise DatasetError(f"{path}, line {rows.line_num}: episode {episode} has a label already; correct it")
             labels[episode] = _WORDS[word], int(when) if when else None
     return labels
+
+
+def write_labels(path: Path, labels: Mapping[int, tuple[bool, int | None]]) -> None:
+    """The file that :func:`read_labels` reads, in the order of ``labels``; it appears or changes as a whole."""
+    rows = [f"{episode},{int(success)},{when or ''}\n" for episode, (success, when) in labels.items()]
+    write_atomic(path, "".join(["episode,success,solved_at\n", *rows]).encode())
 
 
 _WORDS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}

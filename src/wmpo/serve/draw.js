@@ -8,7 +8,7 @@ export async function ask(path, fields) {
   try {
     answer = await fetch(path, get ? {} : {
       method: 'POST', headers: {'Content-Type': 'application/json'}, body: JSON.stringify(fields)});
-  } catch { throw new Error('The server does not answer. Is wmpo serve still running?'); }
+  } catch { throw new Error('The server does not answer. Is the command still running?'); }
   const found = await answer.json();
   if (!answer.ok) throw new Error(found.error);
   return found;
@@ -33,8 +33,9 @@ export class Reel {
     const image = new Image();
     image.src = film.picture;
     await image.decode();
+    const height = image.height / film.num_frames;
     for (let i = 0; i < film.num_frames; i++) {
-      this.frames.push({image, top: i * image.height / film.num_frames, logit: film.logits[i]});
+      this.frames.push({image, top: i * height, height, logit: film.logits[i]});
     }
   }
   get logits() { return this.frames.map(frame => frame.logit); }
@@ -45,9 +46,9 @@ export class Reel {
     box.classList.toggle('called', !!frame && frame.logit !== null && frame.logit > page.about.threshold);
     box.dataset.score = frame && frame.logit !== null ? frame.logit.toFixed(1).replace('-', '−') : '';
     if (!frame) return;
-    const size = frame.image.width;
-    if (canvas.width !== size) canvas.width = canvas.height = size;
-    canvas.getContext('2d').drawImage(frame.image, 0, frame.top, size, size, 0, 0, size, size);
+    const {width} = frame.image, {height} = frame;
+    if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, {width, height});
+    canvas.getContext('2d').drawImage(frame.image, 0, frame.top, width, height, 0, 0, width, height);
   }
 }
 

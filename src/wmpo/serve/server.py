@@ -1,4 +1,4 @@
-"""``wmpo serve``: a small HTTP server for one run's folder, and what is answered under which address."""
+"""A small HTTP server for this machine's browser: who may ask, how a message is read, what is never sent."""
 
 from __future__ import annotations
 
@@ -6,80 +6,47 @@ import json
 import socket
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from pathlib import Path
 from socketserver import TCPServer
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from wmpo.report.style import CSS
-from wmpo.serve.files import File, run_file
+from wmpo.serve.files import File
 from wmpo.serve.guard import Guard
-from wmpo.serve.live import Live
 from wmpo.serve.messages import LARGEST, Message, Refused, read_message
-from wmpo.serve.session import WORLDS, Acting
-from wmpo.serve.studio import Studio
 
-POLICIES = ("base", "improved")
-DRAWS = 2**31
-"""Numbers that key the noise of dreams."""
 PAGE = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "media-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 """Content policy: nothing from elsewhere, and no script that is not one of ours."""
-STATIC = {"/": "page.html", **{f"/{name}": name for name in ("page.css", "draw.js", "play.js", "watch.js")}}
 MEDIA = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What a message may ask: its fields, and who answers."""
+    """What a message may ask: its fields, and who answers, with a record."""
 
     fields: tuple[str, ...]
-    answer: Callable[[Studio, Message], Any]
+    answer: Callable[[Message], Any]
 
 
-def _step(studio: Studio, message: Message) -> Any:
-    acting = Acting(
-        driver=message.choice("driver", ("keys", *POLICIES)),
-        temperature=message.number("temperature", 0, 10),
-        move=message.numbers("move", 3, -1, 1),
-        gripper=message.number("gripper", -1, 1),
-    )
-    return studio.step(message.text("session"), acting, message.choice("world", WORLDS))
+class PageServer(ThreadingHTTPServer):
+    """One page with its style and scripts (names of files beside this one), and what it may ask.
 
-
-def _siblings(studio: Studio, message: Message) -> Any:
-    policy, temperature = message.choice("policy", POLICIES), message.number("temperature", 0, 10)
-    return studio.siblings(_place(message), policy, temperature, message.integer("draw", 0, DRAWS))
-
-
-def _place(message: Message) -> int:
-    return message.integer("episode", 0, 10**6)
-
-
-ASKS = {
-    "/api/about": Ask((), lambda studio, _: studio.about()),
-    "/api/replay": Ask(("episode",), lambda studio, m: studio.replay(_place(m))),
-    "/api/siblings": Ask(("episode", "policy", "temperature", "draw"), _siblings),
-    "/api/begin": Ask(("episode", "draw"), lambda studio, m: studio.begin(_place(m), m.integer("draw", 0, DRAWS))),
-    "/api/step": Ask(("session", "driver", "temperature", "move", "gripper", "world"), _step),
-    "/api/real": Ask(("session",), lambda studio, m: studio.step(m.text("session"), None, "both")),
-}
-
-
-class RunServer(ThreadingHTTPServer):
-    """Raises ValueError when ``path`` is no run or the address cannot be used. ``port`` 0 takes a free one."""
+    Raises ValueError when the address cannot be used. ``port`` 0 takes a free one.
+    """
 
     daemon_threads = True
 
-    def __init__(self, path: Path, host: str, port: int) -> None:
-        self.path, self.guard = path, Guard(host)
-        self.studio, self.live = Studio(path), Live(path)
+    def __init__(self, page: str, scripts: tuple[str, ...], asks: Mapping[str, Ask], host: str, port: int) -> None:
+        self.static = {"/": page} | {f"/{name}": name for name in ("page.css", *scripts)}
+        self.asks, self.guard = asks, Guard(host)
         if ":" in host:
             self.address_family = socket.AF_INET6
         try:
@@ -92,13 +59,13 @@ class RunServer(ThreadingHTTPServer):
         TCPServer.server_bind(self)
         self.server_name, self.server_port = self.guard.host, int(self.server_address[1])
 
-    def server_close(self) -> None:
-        super().server_close()
-        self.studio.close()
+    def find(self, address: SplitResult) -> File:
+        """What else can be read. Raises :class:`Refused` for an address that is none."""
+        raise Refused("there is no such page", 404)
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: RunServer
+    server: PageServer
     server_version, sys_version = "wmpo", ""
     timeout = 20  # seconds for which a silent client keeps its thread
 
@@ -125,23 +92,19 @@ class _Handler(BaseHTTPRequestHandler):
     def _get(self) -> File:
         self.server.guard.check(self.client_address[0], self.headers)
         address = urlsplit(self.path)
-        if address.path in STATIC:
-            return _static(STATIC[address.path])
-        if address.path == "/api/live":
-            return _json(self.server.live.view(address.query[:20]))
-        if address.path.startswith("/run/"):
-            return run_file(self.server.path, address.path.removeprefix("/run/"))
-        raise Refused("there is no such page", 404)
+        if address.path in self.server.static:
+            return _static(self.server.static[address.path])
+        return self.server.find(address)
 
     def _post(self) -> File:
         body = self._body()
         self.server.guard.check(self.client_address[0], self.headers)
-        ask = ASKS.get(self.path)
+        ask = self.server.asks.get(self.path)
         if ask is None:
             raise Refused("there is nothing to ask under this address", 404)
         if self.headers.get_content_type() != "application/json":  # a form of another site cannot have this type
             raise Refused("a message has the type application/json", 415)
-        return _json(ask.answer(self.server.studio, read_message(body, ask.fields)))
+        return as_json(ask.answer(read_message(body, ask.fields)))
 
     def _body(self) -> bytes:
         """Read before anything is judged: a connection that is closed with bytes unread is reset, and then the browser
@@ -183,7 +146,8 @@ class _Handler(BaseHTTPRequestHandler):
         """Silent: a page asks every few seconds."""
 
 
-def _json(answer: Any) -> File:
+def as_json(answer: Any) -> File:
+    """A record as the browser gets it."""
     return File(json.dumps(asdict(answer), allow_nan=False).encode(), "application/json", PAGE)
 
 
