@@ -209,6 +209,11 @@ class Experiment:
         chunk, stride = self.policy.chunk_size, self.world_model.frame_stride
         if chunk % stride:
             raise ValueError(f"world_model.frame_stride {stride} must divide policy.chunk_size {chunk}")
+        every = self.improve.score_every
+        if every < 1 or chunk // stride % every:
+            raise ValueError(
+                f"improve.score_every {every} must divide the {chunk // stride} imagined frames of a chunk"
+            )
         held, total = self.collect.num_held_out, self.collect.num_episodes
         if not 2 <= held < total:
             raise ValueError(f"collect.num_held_out {held} must be at least 2 and below collect.num_episodes {total}")

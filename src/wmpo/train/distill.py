@@ -1,12 +1,12 @@
 """Few sampling steps instead of thirty: the OpenSora-class world model learns to take large steps from itself.
 
 Shortcut models (arXiv 2410.12557): the network also hears how large a step shall be, and one step of any size learns to
-end where two halves of it end; the smallest halves are Euler steps along the flow. Chosen before consistency and mean-flow
-training because the same weights still are the plain flow at step 0, so that thirty Euler steps remain the reference and
-a dream can be checked against its finer self; because targets need forward passes only, where mean flows
-(arXiv 2505.13447) differentiate forward through fused attention, which has no such derivative; and because no second
-network has to be in memory. Differs from the paper: training begins with a trained flow, so most rows distil; targets
-come from the present weights instead of averaged ones.
+end where two halves of it end; the smallest halves are Euler steps along the flow. Chosen before consistency and
+mean-flow training because the same weights still are the plain flow at step 0, so that thirty Euler steps remain the
+reference and a dream can be checked against its finer self; because targets need forward passes only, where mean flows
+(arXiv 2505.13447) differentiate forward through attention, which fused kernels cannot; and because no second network
+has to be in memory. Differs from the paper: training begins with a trained flow, so most rows distil; targets come from
+the present weights instead of averaged ones.
 """
 
 from __future__ import annotations
