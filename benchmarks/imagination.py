@@ -86,7 +86,7 @@ class Straightforward(OpenSoraWorldModel):
 
 def in_way(model: OpenSoraWorldModel, way: Way, spent: dict[str, float]) -> OpenSoraWorldModel:
     """The same weights; ``spent`` collects where the processor's time goes."""
-    steps = {"shortcut_steps" if way.shortcut else "euler_steps": way.steps}
+    steps = {"shortcut_steps": way.steps if way.shortcut else 0, "euler_steps": way.steps}
     kind = OpenSoraWorldModel if way.reuse else Straightforward
     bounds = model.action_low, model.action_high
     twin = kind(replace(model.config, **steps), model.net, model.vae, *bounds, model.image_size).eval()
@@ -196,10 +196,10 @@ def hardware() -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/imagination"), help="where training is kept")
-    parser.add_argument("--steps", type=int, nargs=3, default=(200, 1500, 600), metavar=("VAE", "FLOW", "DISTIL"))
-    parser.add_argument("--starts", type=int, default=16, help="held-out starts, four siblings each")
+    parser.add_argument("--steps", type=int, nargs=3, default=(200, 900, 300), metavar=("VAE", "FLOW", "DISTIL"))
+    parser.add_argument("--starts", type=int, default=8, help="held-out starts, four siblings each")
     parser.add_argument("--chunks", type=int, default=3)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--tiny", action="store_true", help="with --full: tiny sizes, to try the path")
     parser.add_argument("--compile", action="store_true", help="with --full: torch.compile")

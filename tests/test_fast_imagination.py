@@ -128,7 +128,7 @@ def test_frames_that_are_wanted_are_the_same_without_the_others() -> None:
 @pytest.mark.parametrize("every", [1, 2, 3, 6])
 def test_looking_seldom_gives_the_scores_of_looking_always_at_those_frames(window: int, every: int) -> None:
     videos = torch.randint(0, 256, (50, 13, 2, 2, 3), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    model, rows = Brightness(window, 165.0 * sum(0.5**i for i in range(window))), torch.arange(50)
+    model, rows = Brightness(window, 140.0 * sum(0.5**i for i in range(window))), torch.arange(50)
     dense, seldom = Detector(model, videos[:, 0]), Detector(model, videos[:, 0], every)
     places = frames_seen(window, every, 6)
     assert places[-1] == 5 and len(places) == 6 // every * min(window, every)
@@ -245,7 +245,7 @@ class Recorded:
 @pytest.mark.usefixtures("float32")
 def test_distillation_brings_one_step_nearer_to_many_and_resumes_where_it_was_interrupted(tmp_path: Path) -> None:
     config = DistillConfig(
-        finest=8, fit=FitConfig(num_steps=60, batch_size=8, learning_rate=3e-3, checkpoint_seconds=0.0)
+        finest=8, fit=FitConfig(num_steps=40, batch_size=8, learning_rate=3e-3, checkpoint_seconds=0.0)
     )
     folder = RunFolder(tmp_path)
 
@@ -256,12 +256,13 @@ def test_distillation_brings_one_step_nearer_to_many_and_resumes_where_it_was_in
 
     model = distilled("whole", Recorded())
     with pytest.raises(KeyboardInterrupt):
-        distilled("parts", Recorded(stop=30))
+        distilled("parts", Recorded(stop=20))
     resumed = distilled("parts", Recorded())
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
     before, after = (apart(m) for m in (world_model(), model))
     assert after < 0.7 * before, (before, after)
+    assert model.config.shortcut_steps == 2
 
 
 def apart(model: OpenSoraWorldModel) -> float:
@@ -295,6 +296,7 @@ def test_published_weights_know_no_steps_and_distilled_ones_load_again(tmp_path:
     ("config", "message"),
     [
         (DistillConfig(finest=12), "finest 12 must be a power of two"),
+        (DistillConfig(shortcut_steps=3), "shortcut_steps 3 must be a power of two below distill.finest 32"),
         (DistillConfig(flow_share=1.0), "flow_share 1.0 must be at least 0 and below 1"),
     ],
 )

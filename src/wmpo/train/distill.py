@@ -11,7 +11,7 @@ the present weights instead of averaged ones.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -29,7 +29,7 @@ from wmpo.world_model.opensora import OpenSoraWorldModel
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig:
-    """Distillation of a trained world model; afterwards ``world_model.shortcut_steps`` may be 1, 2, 4, ..."""
+    """Distillation of a trained world model."""
 
     fit: FitConfig = field(
         default_factory=lambda: FitConfig(num_steps=4000, batch_size=16, learning_rate=1e-4, ema=0.999)
@@ -39,11 +39,17 @@ class DistillConfig:
     "Part of each batch that goes on learning the plain flow from recorded frames."
     finest: int = 32
     "Euler steps of the sampler that is distilled, a power of two."
+    shortcut_steps: int = 2
+    "Sampling steps of a chunk afterwards, a power of two."
 
     def validate(self) -> None:
         """Raises ValueError, naming flag and value."""
         if self.finest < 2 or self.finest.bit_count() > 1:
             raise ValueError(f"distill.finest {self.finest} must be a power of two, at least 2")
+        if not 1 <= self.shortcut_steps < self.finest or self.shortcut_steps.bit_count() > 1:
+            raise ValueError(
+                f"distill.shortcut_steps {self.shortcut_steps} must be a power of two below distill.finest {self.finest}"
+            )
         if not 0 <= self.flow_share < 1:
             raise ValueError(f"distill.flow_share {self.flow_share} must be at least 0 and below 1")
 
@@ -59,8 +65,12 @@ class Windows(Protocol):
 def distill_world_model(
     model: OpenSoraWorldModel, windows: Windows, config: DistillConfig, *, seed: int, checkpoint: Path, log: StageLog
 ) -> None:
-    """Trains the transformer in place; to be called when the flow is trained. Goes on from ``checkpoint`` if there is
-    one. Raises ValueError for settings that cannot be."""
+    """Trains the transformer in place, then lets the model imagine in ``config.shortcut_steps``.
+
+    To be called when the flow is trained, with the same windows; where the flow is trained further, set the model's
+    ``shortcut_steps`` to 0 before, and distil again after. Goes on from ``checkpoint`` if there is one. Raises
+    ValueError for settings that cannot be.
+    """
     config.validate()
     count = config.fit.batch_size
     num_plain = round(config.flow_share * count)
@@ -76,3 +86,4 @@ def distill_world_model(
         return model(*tensors, finest=1 / config.finest).mean()
 
     fit(model, loss, config.fit, checkpoint=checkpoint, log=log)
+    model.config = replace(model.config, shortcut_steps=config.shortcut_steps)

@@ -59,7 +59,7 @@ class ImproveConfig:
     share_noise: bool = False
     "Siblings share the world model's noise, so that only their actions tell them apart."
     score_every: int = 1
-    "Imagined frames between two looks for success; from 2 on only frames that these looks or the policy need are decoded."
+    "Imagined frames between two looks for success; from 2 on only frames are decoded that these or the policy need."
 
 
 AuditPolicy = Callable[[Policy, int], Audit]

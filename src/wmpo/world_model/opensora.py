@@ -42,7 +42,7 @@ class OpenSoraWorldModelConfig:
     euler_steps: int = 30
     "Sampling steps of a chunk."
     shortcut_steps: int = 0
-    "Sampling steps of a chunk with distilled weights: 1, 2, 4, ...; 0: Euler steps, whether distilled or not."
+    "Sampling steps of a chunk with distilled weights: 1, 2, 4, ...; 0: Euler steps. Distillation sets it."
     context_noise: float = 15.0
     "Noise level of context frames in training, of 1000 (released code 15, paper 50); they stay clean in imagination."
     decode_batch: int = 32
