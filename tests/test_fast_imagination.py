@@ -296,7 +296,7 @@ def test_published_weights_know_no_steps_and_distilled_ones_load_again(tmp_path:
     ("config", "message"),
     [
         (DistillConfig(finest=12), "finest 12 must be a power of two"),
-        (DistillConfig(shortcut_steps=3), "shortcut_steps 3 must be a power of two below distill.finest 32"),
+        (DistillConfig(shortcut_steps=3), "shortcut_steps 3 must be a power of two below finest 32"),
         (DistillConfig(flow_share=1.0), "flow_share 1.0 must be at least 0 and below 1"),
     ],
 )

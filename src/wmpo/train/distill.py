@@ -48,7 +48,7 @@ class DistillConfig:
             raise ValueError(f"distill.finest {self.finest} must be a power of two, at least 2")
         if not 1 <= self.shortcut_steps < self.finest or self.shortcut_steps.bit_count() > 1:
             raise ValueError(
-                f"distill.shortcut_steps {self.shortcut_steps} must be a power of two below distill.finest {self.finest}"
+                f"distill.shortcut_steps {self.shortcut_steps} must be a power of two below finest {self.finest}"
             )
         if not 0 <= self.flow_share < 1:
             raise ValueError(f"distill.flow_share {self.flow_share} must be at least 0 and below 1")
