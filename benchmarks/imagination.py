@@ -197,6 +197,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/imagination"), help="where training is kept")
     parser.add_argument("--steps", type=int, nargs=3, default=(200, 900, 300), metavar=("VAE", "FLOW", "DISTIL"))
+    parser.add_argument("--episodes", type=int, default=256, help="that training sees")
     parser.add_argument("--starts", type=int, default=8, help="held-out starts, four siblings each")
     parser.add_argument("--chunks", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=2)
@@ -219,7 +220,7 @@ def main() -> None:
         if args.tiny:
             return
     else:
-        model, training = trained(args.folder, args.steps)
+        model, training = trained(args.folder, args.steps, args.episodes)
         played = play(args.starts, 4, args.chunks * CHUNK, seed=1)
         rows = measure(model, played, 4, args.repeats)
         frames = len(played.actions) * args.chunks * CHUNK

@@ -28,11 +28,11 @@ SIZES = Sizes(width=64, depth=2, num_heads=4, mlp_width=256)
 VAE_LEVELS = (8, 16, 16)
 
 
-def trained(folder: Path, steps: tuple[int, int, int]) -> tuple[OpenSoraWorldModel, dict[str, Any]]:
+def trained(folder: Path, steps: tuple[int, int, int], num_episodes: int) -> tuple[OpenSoraWorldModel, dict[str, Any]]:
     """The model, and what its training took. Goes on where it was interrupted."""
     wmpo.nn.has_fast_bf16 = lambda device: device.type == "cuda"  # such small products are slower in bfloat16
-    run, about = RunFolder(folder), {"steps": list(steps)}
-    episodes = play(256, 1, 24, seed=0)
+    run, about = RunFolder(folder), {"steps": list(steps), "episodes": num_episodes}
+    episodes = play(num_episodes, 1, 24, seed=0)
     vae = folder / "vae"
     if not (vae / "config.json").exists():
         _timed(about, "autoencoder", lambda: _autoencoder(run, vae, episodes.frames, steps[0]))
