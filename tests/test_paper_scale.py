@@ -31,6 +31,7 @@ from wmpo.stages.job import Job, open_job
 from wmpo.stages.measure import evaluate
 from wmpo.stages.order import run_missing, whole
 from wmpo.stages.rounds import imagined_env
+from wmpo.train.distill import DistillConfig
 from wmpo.train.fit import FitConfig
 from wmpo.train.reward import LabelledVideo, peaks
 from wmpo.world_model.opensora import OpenSoraWorldModelConfig
@@ -69,6 +70,7 @@ def experiment(weights: Path) -> Experiment:
             num_context=2, frame_stride=2, euler_steps=2,
         ),
         world_model_training=replace(small.world_model_training, fit=fit, check_every=6),
+        distillation=DistillConfig(enabled=True, fit=fit, finest=4, shortcut_steps=1),
         reward=VideoMAERewardConfig(folder=str(weights / "videomae"), window=2),
         reward_training=replace(small.reward_training, fit=fit),
         improve=replace(small.improve, num_iterations=1, audit=replace(small.improve.audit, max_episodes=0)),
@@ -130,7 +132,7 @@ def _what_was_learned_is_kept(job: Job) -> None:
     policy = models.load_policy(job.root, "improved")
     assert isinstance(policy, OpenVLAOFT) and all(p.requires_grad for p in policy.parameters())
     dream, judge = models.load_world_model(job.root), models.load_reward(job.root)
-    assert torch.allclose(dream.action_low, torch.tensor(policy.codec.low)) and dream.image_size == 32
+    assert torch.allclose(dream.action_low, torch.tensor(policy.codec.low)) and dream.config.shortcut_steps == 1
     assert np.isfinite(judge.threshold) and judge.window == 2
 
 

@@ -64,7 +64,7 @@ def test_the_dream_is_told_what_is_executed_and_branches_go_on_from_where_they_a
     told = []
     model = small_world_model()
     imagine = model.imagine
-    model.imagine = lambda context, chunk, noise: (told.append(chunk.clone()), imagine(context, chunk, noise))[1]  # type: ignore[method-assign]
+    model.imagine = lambda context, chunk, *rest: (told.append(chunk.clone()), imagine(context, chunk, *rest))[1]  # type: ignore[method-assign]
     tight = Workspace(low=(-0.1, -math.inf), high=(0.1, math.inf))
     env = ImaginedEnv(model, Brightness(1, 1e9), chunk_size=CHUNK, max_chunks=3, seed=0, workspace=tight)
     run_episodes(env, small_policy(), some_starts(4, frames=1), temperature=1.0, seed=0)

@@ -18,6 +18,7 @@ from wmpo.policy.small import SmallPolicyConfig
 from wmpo.policy.small_flow import SmallFlowPolicyConfig
 from wmpo.reward.small import SmallRewardConfig
 from wmpo.reward.videomae import VideoMAERewardConfig
+from wmpo.train.distill import DistillConfig
 from wmpo.train.dpo import DPOConfig
 from wmpo.train.fit import FitConfig
 from wmpo.train.reward import RewardTraining
@@ -201,6 +202,7 @@ class Experiment:
     tokenizer_training: TokenizerTraining = field(default_factory=TokenizerTraining)
     world_model: WorldModelConfig = field(default_factory=SmallWorldModelConfig)
     world_model_training: WorldModelTraining = field(default_factory=WorldModelTraining)
+    distillation: DistillConfig = field(default_factory=DistillConfig)
     reward: RewardConfig = field(default_factory=SmallRewardConfig)
     reward_training: RewardTraining = field(default_factory=RewardTraining)
     clone: CloneConfig = field(default_factory=CloneConfig)
@@ -224,6 +226,14 @@ class Experiment:
         chunk, stride = self.policy.chunk_size, self.world_model.frame_stride
         if chunk % stride:
             raise ValueError(f"world_model.frame_stride {stride} must divide policy.chunk_size {chunk}")
+        self.distillation.validate()
+        if self.distillation.enabled and isinstance(self.world_model, SmallWorldModelConfig):
+            raise ValueError("distillation.enabled: the small world model takes one step already; leave it off")
+        every = self.improve.score_every
+        if every < 1 or chunk // stride % every:
+            raise ValueError(
+                f"improve.score_every {every} must divide the {chunk // stride} imagined frames of a chunk"
+            )
         held, total = self.collect.num_held_out, self.collect.num_episodes
         if not 2 <= held < total:
             raise ValueError(f"collect.num_held_out {held} must be at least 2 and below collect.num_episodes {total}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from jaxtyping import Float, Int, UInt8
@@ -96,15 +96,19 @@ class PolicyNet(TrainablePolicy, Protocol):
 
 
 class WorldModel(Protocol):
-    """Imagines the frames that follow from a chunk of actions."""
+    """Imagines the frames that follow from a chunk of actions: all of them, or those at the places ``shown``."""
 
     frame_stride: int
 
     def begin(self, frames: UInt8[Tensor, "B H h w 3"]) -> Context: ...
 
     def imagine(
-        self, context: Context, chunk: Float[Tensor, "B K A"], noise: Float[Tensor, "B ..."]
-    ) -> tuple[UInt8[Tensor, "B F h w 3"], Context]: ...
+        self,
+        context: Context,
+        chunk: Float[Tensor, "B K A"],
+        noise: Float[Tensor, "B ..."],
+        shown: Sequence[int] | None = None,
+    ) -> tuple[UInt8[Tensor, "B n h w 3"], Context]: ...
 
     def noise_shape(self, chunk_size: int) -> tuple[int, ...]: ...
 

@@ -14,7 +14,7 @@ from wmpo.envs.clock import Clock
 from wmpo.envs.workspace import Workspace
 from wmpo.nn import picture_distance
 from wmpo.protocols import RewardModel, WorldModel
-from wmpo.reward.detector import Detector
+from wmpo.reward.detector import Detector, frames_seen
 from wmpo.rng import row_normal
 from wmpo.types import ChunkStep, Observation, Starts
 
@@ -26,9 +26,9 @@ class Shadow:
     def __init__(self, world_model: WorldModel, reward_model: RewardModel, *, seed: int) -> None:
         self.world_model, self.reward_model, self.seed = world_model, reward_model, seed
 
-    def begin(self, frames: UInt8[Tensor, "B H h w 3"], keys: list[int]) -> None:
+    def begin(self, frames: UInt8[Tensor, "B H h w 3"], keys: list[int], every: int) -> None:
         self._context, self._keys = self.world_model.begin(frames), keys
-        self._detector = Detector(self.reward_model, frames[:, -1])
+        self._detector = Detector(self.reward_model, frames[:, -1], every)
 
     def follow(
         self, chunk: Float[Tensor, "R K A"], rows: Int[Tensor, " R"], kept: Int[Tensor, " R"], number: int
@@ -38,7 +38,8 @@ class Shadow:
         shape = self.world_model.noise_shape(chunk.shape[1])
         noise = row_normal(self.seed, "shadow", [self._keys[r] for r in rows.tolist()], number, shape)
         context = self.world_model.select(self._context, kept)
-        frames, self._context = self.world_model.imagine(context, chunk, noise)
+        shown = frames_seen(self.reward_model.window, self._detector.every, shape[0])
+        frames, self._context = self.world_model.imagine(context, chunk, noise, shown)
         return self._detector.update(frames, rows)[0], frames[:, -1]
 
 
@@ -51,6 +52,8 @@ class ImaginedEnv:
         shadow: imagines everything a second time.
         max_doubt: rows whose last frames in both dreams differ by more (mean over pixels in [-1, 1]) are not trusted.
         verify: an episode is solved only when both dreams have shown it (RAW-Dream, arXiv 2605.12334).
+        score_every: imagined frames between two looks for success; it must divide those of a chunk. With more than 1
+            only frames that the reward model sees are decoded and returned, a chunk's last one among them.
 
     ``doubt`` [B] is that difference after each row's last chunk; zeros without a shadow.
     """
@@ -68,12 +71,17 @@ class ImaginedEnv:
         shadow: Shadow | None = None,
         max_doubt: float | None = None,
         verify: bool = False,
+        score_every: int = 1,
     ) -> None:
         assert shadow is not None or not (verify or max_doubt), "guards compare with a second dream"
         self.world_model, self.reward_model = world_model, reward_model
         self.chunk_size, self.max_chunks = chunk_size, max_chunks
         self.seed, self.workspace, self.share_noise = seed, workspace, share_noise
         self.shadow, self.max_doubt, self.verify = shadow, max_doubt, verify
+        num_frames = chunk_size // world_model.frame_stride
+        if score_every < 1 or num_frames % score_every:
+            raise ValueError(f"score_every {score_every} must divide the {num_frames} imagined frames of a chunk")
+        self.score_every = score_every
         self.seconds = {"world_model": 0.0, "reward": 0.0}
 
     def reset(self, starts: Starts) -> Observation:
@@ -84,12 +92,12 @@ class ImaginedEnv:
         self._keys = (starts.group if self.share_noise else starts.episode_id).tolist()
         self._last = starts.frames[:, -1]
         self._context, self._rows = self.world_model.begin(starts.frames), torch.arange(len(starts))
-        self._detector = Detector(self.reward_model, self._last)
+        self._detector = Detector(self.reward_model, self._last, self.score_every)
         self._position = starts.travelled
         self._shown = torch.zeros(2, len(starts), dtype=torch.bool)
         self.doubt = torch.zeros(len(starts))
         if self.shadow is not None:
-            self.shadow.begin(starts.frames, self._keys)
+            self.shadow.begin(starts.frames, self._keys, self.score_every)
         return Observation(frame=self._last, instruction=starts.instruction)
 
     @torch.no_grad()
@@ -102,7 +110,8 @@ class ImaginedEnv:
         begun, chunk = time.perf_counter(), self._executed(chunk)
         shape = self.world_model.noise_shape(self.chunk_size)
         noise = row_normal(self.seed, "imagine", [self._keys[r] for r in rows.tolist()], self._clock.chunk, shape)
-        imagined, self._context = self.world_model.imagine(self._context, chunk[rows], noise)
+        shown = frames_seen(self.reward_model.window, self.score_every, shape[0])
+        imagined, self._context = self.world_model.imagine(self._context, chunk[rows], noise, shown)
         decoded = time.perf_counter()
         first, _ = self._detector.update(imagined, rows)
         self.seconds["world_model"] += decoded - begun

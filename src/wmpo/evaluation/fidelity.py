@@ -72,8 +72,7 @@ def _compared(
     from skimage.metrics import peak_signal_noise_ratio, structural_similarity  # importing it takes a second
 
     apart = (real[1:].float() - imagined[1:].float()) / 127.5
-    features_of = [torch.nn.functional.normalize(features(frames[1:]).float(), dim=1) for frames in (real, imagined)]
-    cells = (features_of[0] - features_of[1]).square().sum(dim=1).flatten(1).mean(dim=1)
+    cells = feature_distance(real[1:], imagined[1:], features)
     pairs = [(r.numpy(), i.numpy()) for r, i in zip(real[1:], imagined[1:], strict=True)]
     errors = flow_errors(real, imagined)
     return [
@@ -86,6 +85,14 @@ def _compared(
         }
         for i in range(len(apart))
     ]
+
+
+def feature_distance(
+    a: UInt8[Tensor, "M h w 3"], b: UInt8[Tensor, "M h w 3"], features: Features
+) -> Float[Tensor, " M"]:
+    """Squared distance of features, each cell scaled to unit length; 0 to 4."""
+    unit = [torch.nn.functional.normalize(features(frames).float(), dim=1) for frames in (a, b)]
+    return (unit[0] - unit[1]).square().sum(dim=1).flatten(1).mean(dim=1)
 
 
 MOVING = 0.5

@@ -13,26 +13,36 @@ from torch import Tensor
 from wmpo.protocols import RewardModel
 
 
-class Detector:
-    """Follows a batch of videos. Windows that reach before the first frame repeat it."""
+def frames_seen(window: int, every: int, num_frames: int) -> list[int]:
+    """Places in a chunk of ``num_frames`` of those that windows ending at frames ``every``, 2 ``every``, ... show."""
+    ends = range(every, num_frames + 1, every)
+    return [end - back for end in ends for back in range(min(every, window), 0, -1)]
 
-    def __init__(self, model: RewardModel, first: UInt8[Tensor, "B h w 3"]) -> None:
-        self._model = model
+
+class Detector:
+    """Follows a batch of videos. Windows that reach before the first frame repeat it.
+
+    ``every``: only windows that end at every so many frames are scored, and of the frames only :func:`frames_seen` are
+    given. Success that is gone again by then is missed; with 1 nothing is.
+    """
+
+    def __init__(self, model: RewardModel, first: UInt8[Tensor, "B h w 3"], every: int = 1) -> None:
+        self._model, self.every = model, every
         self._past = first.unsqueeze(1).repeat(1, model.window - 1, 1, 1, 1)
 
     def update(
         self, frames: UInt8[Tensor, "R F h w 3"], rows: Int[Tensor, " R"]
-    ) -> tuple[Int[Tensor, " R"], Float[Tensor, "R F"]]:
+    ) -> tuple[Int[Tensor, " R"], Float[Tensor, "R n"]]:
         """For the given rows' next frames: the 1-based index of the first solved one (0: none), and all logits."""
-        window, count = self._model.window, frames.shape[1]
+        window, step = self._model.window, min(self.every, self._model.window)
         seen = torch.cat([self._past[rows], frames], dim=1)
-        clips = torch.stack([seen[:, i : i + window] for i in range(count)], dim=1)
-        logits = self._model(clips.flatten(0, 1)).unflatten(0, (len(frames), count))
+        clips = torch.stack([seen[:, i : i + window] for i in range(step - 1, frames.shape[1], step)], dim=1)
+        logits = self._model(clips.flatten(0, 1)).unflatten(0, (len(frames), -1))
         if not torch.isfinite(logits).all():
             raise FloatingPointError("the reward model gave NaN or infinite scores; its weights are damaged")
         if window > 1:
             self._past[rows] = seen[:, -(window - 1) :]
-        return first_above(logits, self._model.threshold), logits
+        return self.every * first_above(logits, self._model.threshold), logits
 
 
 def first_above(logits: Float[Tensor, "R F"], threshold: float) -> Int[Tensor, " R"]:

@@ -26,13 +26,15 @@ from wmpo.stages.job import Job, finish, require
 from wmpo.stages.pretrain import load_pretrained, pretrained_path
 from wmpo.stages.record import play
 from wmpo.stages.rounds import begins_with, counted_on, policy_of
+from wmpo.train.distill import distill_world_model
 from wmpo.train.reward import calibrate, real_videos, replayed_videos, train_reward
 from wmpo.train.sft import clone
 from wmpo.train.tokenizer import train_tokenizer
+from wmpo.train.video_clips import VideoClips
 from wmpo.train.wmpo import AuditPolicy
 from wmpo.train.wmpo import improve as train_in_imagination
 from wmpo.train.world_model import WorldModelNet, train_world_model
-from wmpo.world_model.opensora import OpenSoraWorldModelConfig
+from wmpo.world_model.opensora import OpenSoraWorldModel, OpenSoraWorldModelConfig
 from wmpo.world_model.small import SmallWorldModel, SmallWorldModelConfig
 from wmpo.world_model.tokenizer import Tokenizer
 
@@ -113,6 +115,8 @@ def world_model(job: Job) -> None:
         net, seen = _new_world_model(job), learn
     else:
         net, config = models.load_world_model(job.folder_of(job.round - 1)), config.refreshed()
+        if isinstance(net, OpenSoraWorldModel):
+            net.config = replace(net.config, shortcut_steps=0)  # the flow is trained before it is distilled again
         played, held = job.shares()[-1]
         seen = [*learn, *learn[held - played :]]
     notes = train_world_model(
@@ -126,6 +130,11 @@ def world_model(job: Job) -> None:
         checkpoint=folder.checkpoint("world-model"),
         log=log,
     )
+    if isinstance(net, OpenSoraWorldModel) and experiment.distillation.enabled:
+        distill_world_model(
+            net, VideoClips(net, [*job.executed(job.demonstrations()), *learn], experiment.policy.chunk_size),
+            experiment.distillation, seed=job.noise_seed, checkpoint=folder.checkpoint("world-model-distill"), log=log,
+        )  # fmt: skip
     net.eval()
     models.save_world_model(folder, net)
     distance, floor = replay_distance(net, held_out, experiment.policy.chunk_size, seed=job.seed)

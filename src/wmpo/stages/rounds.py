@@ -63,6 +63,7 @@ def imagined_env(job: Job, number: int) -> ImaginedEnv:
         seed=job.noise_seed_of(number),
         workspace=job.workspace,
         share_noise=job.experiment.improve.share_noise,
+        score_every=job.experiment.improve.score_every,
     )
 
 

@@ -58,6 +58,8 @@ class ImproveConfig:
     "Guards against what only the dream shows."
     share_noise: bool = False
     "Siblings share the world model's noise, so that only their actions tell them apart."
+    score_every: int = 1
+    "Imagined frames between two looks for success; from 2 on only frames are decoded that these or the policy need."
 
 
 AuditPolicy = Callable[[Policy, int], Audit]

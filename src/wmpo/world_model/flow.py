@@ -15,6 +15,8 @@ from torch import Tensor
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 """(state [B, ...], flow time [B]) -> velocity [B, ...]."""
+Shortcut = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(state [B, ...], flow time [B], step [B]) -> mean velocity [B, ...] over the step; over a step of 0 the velocity."""
 
 
 def begin(last: Float[Tensor, "B *S"], noise: Float[Tensor, "B *S"], sigma: float) -> Float[Tensor, "B *S"]:
@@ -50,3 +52,25 @@ def euler(velocity: Velocity, x0: Float[Tensor, "B *S"], num_steps: int) -> Floa
     for time in times(num_steps, x0):
         x = x + velocity(x, time) / num_steps
     return x
+
+
+def two_halves(
+    shortcut: Shortcut, x: Float[Tensor, "B *S"], time: Float[Tensor, " B"], step: Float[Tensor, " B"], finest: float
+) -> Float[Tensor, "B *S"]:
+    """Mean velocity over a step that is taken in two halves: what one step of that size shall learn (shortcut models,
+    arXiv 2410.12557). Halves of size ``finest`` or smaller are Euler steps, along the velocity itself."""
+    half = step / 2
+    asked = torch.where(half > finest, half, 0.0)
+    first = shortcut(x, time, asked)
+    middle = x + half.view(-1, *[1] * (x.dim() - 1)) * first
+    return (first + shortcut(middle, time + half, asked)) / 2
+
+
+def shortcut_times(
+    count: int, num_steps: int, generator: torch.Generator
+) -> tuple[Float[Tensor, " count"], Float[Tensor, " count"]]:
+    """Steps of size 1, 1/2, 1/4, ... and 2 / ``num_steps`` (a power of two), equally often, and times at which a
+    sampler with steps of that size looks."""
+    halvings = torch.randint(num_steps.bit_length() - 1, (count,), generator=generator)
+    parts = 2.0**halvings
+    return (torch.rand(count, generator=generator) * parts).floor() / parts, 1 / parts

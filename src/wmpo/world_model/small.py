@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from typing import Any
@@ -276,15 +277,19 @@ class SmallWorldModel(nn.Module):
         return FrameContext(recent, self.tokenizer.encode(frames[:, -1]), recent[:, -1], travelled)
 
     def imagine(
-        self, context: FrameContext, chunk: Float[Tensor, "B K A"], noise: Float[Tensor, "B F C y x"]
-    ) -> tuple[UInt8[Tensor, "B F h w 3"], FrameContext]:
-        """The frames after each ``frame_stride`` actions."""
+        self,
+        context: FrameContext,
+        chunk: Float[Tensor, "B K A"],
+        noise: Float[Tensor, "B F C y x"],
+        shown: Sequence[int] | None = None,
+    ) -> tuple[UInt8[Tensor, "B n h w 3"], FrameContext]:
+        """The frames after each ``frame_stride`` actions, or those at the places ``shown`` of the chunk."""
         chunk, noise = chunk.to(context.recent), noise.to(context.recent)
         frames = []
         for actions, fresh in zip(chunk.split(self.frame_stride, dim=1), noise.unbind(dim=1), strict=True):
             context = self.imagine_frame(context, actions, fresh)
             frames.append(to_frames(context.last))
-        return torch.stack(frames, dim=1).cpu(), context
+        return torch.stack(frames if shown is None else [frames[i] for i in shown], dim=1).cpu(), context
 
     def refined(self) -> SmallWorldModel:
         """The same weights, sampled in twice as many steps."""

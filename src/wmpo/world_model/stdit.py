@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from wmpo.hf import WeightFolder, compare
@@ -143,6 +143,7 @@ class STDiT(nn.Module):
     t_embedder: Any
     t_block: Any
     action_embedder: Any
+    step_embedder: Any
 
     def __init__(self, sizes: Sizes, clues: int) -> None:
         """``clues``: numbers that say a frame's actions."""
@@ -153,31 +154,42 @@ class STDiT(nn.Module):
         self.t_block = nn.Sequential(nn.SiLU(), nn.Linear(d, 6 * d))
         acts = nn.Sequential(nn.Linear(clues, 4 * d), nn.SiLU(), nn.Linear(4 * d, d))
         self.action_embedder = nn.ModuleDict({"fc": acts})
+        self.step_embedder = nn.ModuleDict({"mlp": nn.Sequential(nn.Linear(256, d), nn.SiLU(), nn.Linear(d, d))})
         self.spatial_blocks = nn.ModuleList(Block(sizes, temporal=False) for _ in range(sizes.depth))
         self.temporal_blocks = nn.ModuleList(Block(sizes, temporal=True) for _ in range(sizes.depth))
         self.final_layer = FinalLayer(sizes)
         for block in self.temporal_blocks:  # a new model begins with frames that do not mix, as the published one did
             nn.init.zeros_(block.attn.proj.weight)  # type: ignore[union-attr,arg-type]
             nn.init.zeros_(block.mlp.fc2.weight)  # type: ignore[union-attr,arg-type]
+        # Steps say nothing before distillation: published weights, which lack this, give their own velocity.
+        nn.init.zeros_(self.step_embedder["mlp"][2].weight)
+        nn.init.zeros_(self.step_embedder["mlp"][2].bias)
+
+    def compile_blocks(self) -> None:
+        """Blocks share their code, so they are compiled once for all; names of parameters stay."""
+        for block in [*self.spatial_blocks, *self.temporal_blocks]:
+            block.compile(dynamic=True)  # rows become fewer as episodes end
 
     def embed(self, latents: Float[Tensor, "B T C y x"], image_size: int) -> Float[Tensor, "B T S D"]:
         """Tokens with their place in the picture; places are counted in 1/512ths of a picture of 512 px."""
         conv = self.x_embedder["proj"]
         flat = F.conv2d(latents.flatten(0, 1), conv.weight.squeeze(2), conv.bias, stride=PATCH)
         height, width = flat.shape[-2:]
-        place = places(height, width, self.sizes.width, round((height * width) ** 0.5), image_size / 512)
+        base = round((height * width) ** 0.5)
+        place = places(height, width, self.sizes.width, base, image_size / 512, flat.device)
         return (flat.flatten(2).transpose(1, 2) + place.to(flat)).unflatten(0, latents.shape[:2])
 
-    def level(self, time: Float[Tensor, " B"]) -> Float[Tensor, "B D"]:
-        """Embedding of a noise level, 0 (clean) to 1000 (pure noise)."""
-        frequency = torch.exp(-math.log(10000) * torch.arange(128, device=time.device) / 128)
-        angle = time.float().unsqueeze(1) * frequency
-        wave = torch.cat([angle.cos(), angle.sin()], dim=1)
-        return self.t_embedder["mlp"](wave.to(self.t_block[1].weight.dtype))
+    def level(self, time: Float[Tensor, " B"], step: Float[Tensor, " B"] | None = None) -> Float[Tensor, "B D"]:
+        """Embedding of a noise level, 0 (clean) to 1000 (pure noise), and of the step that is taken from there."""
+        step = torch.zeros_like(time) if step is None else step
+        wave, size = (waves(number).to(self.t_block[1].weight.dtype) for number in (time, step))
+        return self.t_embedder["mlp"](wave) + self.step_embedder["mlp"](size)
 
-    def conditions(self, time: Tensor, actions: Tensor | None, frames: int) -> tuple[Tensor, Tensor]:
+    def conditions(
+        self, time: Tensor, actions: Tensor | None, frames: int, step: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Modulation (B, T, 6, D) of spatial and of temporal blocks."""
-        base = self.level(time).unsqueeze(1).expand(-1, frames, -1)
+        base = self.level(time, step).unsqueeze(1).expand(-1, frames, -1)
         plain = self.t_block(base).unflatten(2, (6, -1))
         if actions is None:
             return plain, plain
@@ -185,7 +197,8 @@ class STDiT(nn.Module):
         return acting, acting if self.sizes.temporal_actions else plain
 
     def remember(self, context: Float[Tensor, "B H C y x"], level: float, image_size: int) -> Memory:
-        """Keys and values of context frames at a noise level: all that new frames need of them."""
+        """Keys and values of context frames at a noise level: all that new frames need of them, in every sampling step.
+        Only temporal blocks have any: spatial attention stays inside a frame."""
         time = torch.full((len(context),), level, device=context.device)
         _, memory = self._run(self.embed(context, image_size), *self.conditions(time, None, context.shape[1]), None)
         return memory
@@ -197,11 +210,13 @@ class STDiT(nn.Module):
         actions: Float[Tensor, "B F n"],
         memory: Memory,
         image_size: int,
+        step: Float[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B F C y x"]:
-        """``time``: noise level, 1000 (pure noise) to 0. The velocity leads from noise to the frame."""
+        """``time``: noise level, 1000 (pure noise) to 0. The velocity leads from noise to the frame; it is the mean one
+        over the next ``step`` noise levels if the weights are distilled, and that at ``time`` where ``step`` is 0."""
         tokens = self.embed(x, image_size)
-        tokens, _ = self._run(tokens, *self.conditions(time, actions, x.shape[1]), memory)
-        out = self.final_layer(tokens, self.level(time))
+        tokens, _ = self._run(tokens, *self.conditions(time, actions, x.shape[1], step), memory)
+        out = self.final_layer(tokens, self.level(time, step))
         out = out.unflatten(2, (x.shape[3] // PATCH, x.shape[4] // PATCH)).unflatten(4, (PATCH, PATCH, -1))
         return out.permute(0, 1, 6, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)[:, :, : self.sizes.channels].float()
 
@@ -214,11 +229,24 @@ class STDiT(nn.Module):
         return x, memory
 
 
-def places(height: int, width: int, dim: int, base: int, scale: float) -> Float[Tensor, "S dim"]:
+def select(memory: Memory, rows: Int[Tensor, " R"], count: int) -> Memory:
+    """Keys and values of some of the ``count`` rows of a batch, in the given order; rows may repeat."""
+    pairs = [tuple(t.unflatten(0, (count, -1))[rows].flatten(0, 1) for t in pair) for pair in memory]
+    return [(keys, values) for keys, values in pairs]
+
+
+def waves(number: Float[Tensor, " B"]) -> Float[Tensor, "B 256"]:
+    """Cosines and sines of 128 frequencies, from 1 to 1/10000."""
+    frequency = torch.exp(-math.log(10000) * torch.arange(128, device=number.device) / 128)
+    angle = number.float().unsqueeze(1) * frequency
+    return torch.cat([angle.cos(), angle.sin()], dim=1)
+
+
+def places(height: int, width: int, dim: int, base: int, scale: float, device: torch.device) -> Float[Tensor, "S dim"]:
     """Sines and cosines of column, then row, of each token."""
-    frequency = 10000 ** (-torch.arange(0, dim // 2, 2) / (dim // 2))
-    column = torch.arange(width) / scale * base / width
-    row = torch.arange(height) / scale * base / height
+    frequency = 10000 ** (-torch.arange(0, dim // 2, 2, device=device) / (dim // 2))
+    column = torch.arange(width, device=device) / scale * base / width
+    row = torch.arange(height, device=device) / scale * base / height
     angle = [line.unsqueeze(1) * frequency for line in (column, row)]
     across, down = (torch.cat([a.sin(), a.cos()], dim=1) for a in angle)
     grid = [across.unsqueeze(0).expand(height, -1, -1), down.unsqueeze(1).expand(-1, width, -1)]
@@ -226,7 +254,8 @@ def places(height: int, width: int, dim: int, base: int, scale: float) -> Float[
 
 
 def load(folder: WeightFolder, clues: int, temporal_actions: bool) -> STDiT:
-    """A published STDiT-v3 (then the action embedding begins anew) or WMPO world model; sizes are read off the weights.
+    """A published STDiT-v3 (then the action embedding begins anew) or WMPO world model, or one that was distilled;
+    sizes are read off the weights. Without an embedding of steps a new one that changes nothing stands in.
 
     Raises ValueError that lists what is missing or does not fit.
     """
@@ -243,9 +272,9 @@ def load(folder: WeightFolder, clues: int, temporal_actions: bool) -> STDiT:
     for _, tensors in folder.shards():
         state |= {n: t for n, t in tensors.items() if not _UNUSED.fullmatch(n)}
     own: dict[str, Any] = net.state_dict()
-    fresh = {} if any(n.startswith("action_embedder.") for n in state) else {
-        n: t for n, t in own.items() if n.startswith("action_embedder.")
-    }  # fmt: skip
+    given = {n.split(".")[0] for n in state}
+    absent = {"action_embedder", "step_embedder"} - given
+    fresh = {n: t for n, t in own.items() if n.split(".")[0] in absent}
     state = {name: tensor.to(own[name].dtype) if name in own else tensor for name, tensor in state.items()} | fresh
     compare({n: tuple(t.shape) for n, t in own.items()}, {n: tuple(t.shape) for n, t in state.items()}, folder.path)
     net.load_state_dict(state)
