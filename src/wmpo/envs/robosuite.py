@@ -48,7 +48,7 @@ class RobosuiteConfig:
     image_size: int = 64
     "Height and width of a frame in pixels."
     camera: CameraConfig = field(
-        default_factory=lambda: CameraConfig(azimuth=180.0, elevation=-40.0, distance=0.9, lookat=(0.04, 0.06, 0.88))
+        default_factory=lambda: CameraConfig(azimuth=180.0, elevation=-40.0, distance=0.9, lookat=(-0.04, 0.06, 0.9))
     )
     mimicgen_path: str = ""
     "A checkout of github.com/NVlabs/mimicgen: its class of the task plays (D0) instead of ours."

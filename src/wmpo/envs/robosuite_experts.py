@@ -55,13 +55,14 @@ class Expert:
 
     def __init__(self, env: Any, parts: tuple[Part, ...]) -> None:
         self._env, self._parts = env, parts
-        self._neutral = self._hand_yaw()
+        self._neutral, self._seen, self._moved = self._hand_yaw(), self._hand(), 0.0
         self._begin(0)
 
     def action(self) -> Float[np.ndarray, " 7"]:
         if self._number == len(self._parts):
             return np.array([0.0, 0, 0, 0, 0, 0, -1])
         self._ticks += 1
+        self._moved, self._seen = math.dist(self._hand(), self._seen), self._hand()
         if self._phase in (Phase.LIFT, Phase.OVER, Phase.LOWER) and math.dist(self._grip(), self._hand()) > LOST:
             self._begin(self._number)
         elif self._ticks > PATIENCE[self._phase] or self._arrived():
@@ -89,7 +90,7 @@ class Expert:
         part, yaw, onto = self._part, self._yaw(self._part.body), self._yaw(self._part.onto)
         base, goal = self._env.robots[0].base_pos, self._goal()
 
-        def cost(choice: tuple[int, int]) -> float:
+        def cost(choice: tuple[int, ...]) -> float:
             grip, fit = yaw + part.across + choice[0] * part.grip_turn, onto + choice[1] * part.fit_turn
             placed = grip + fit - yaw
             stretched = math.dist((goal + rotated(part.grip, fit))[:2], base[:2]) - REACH
@@ -127,8 +128,10 @@ class Expert:
         if self._phase == Phase.LIFT:
             return error[2] < 0.02
         if self._phase == Phase.OVER:
-            return math.hypot(*error[:2]) < 0.004 and abs(turn) < 0.04 and abs(error[2]) < 0.02
-        return self._phase == Phase.LOWER and error[2] > -0.004
+            near = math.hypot(*error[:2]) < 0.004 and abs(turn) < 0.04 and abs(error[2]) < 0.02
+            return near and self._moved < 0.0025
+        stuck = self._ticks > 4 and self._moved < 0.001
+        return self._phase == Phase.LOWER and (error[2] > -0.004 or stuck)
 
     def _towards(self, target: Float[np.ndarray, " 3"], yaw: float, gripper: float) -> Float[np.ndarray, " 7"]:
         move = (target - self._hand()) / 0.05
@@ -157,8 +160,8 @@ class Expert:
         return np.array(self._env.sim.data.get_site_xmat(self._env.robots[0].controller.eef_name)).reshape(3, 3)
 
     def _hand_yaw(self) -> float:
-        """Fingers close along the second axis of the hand."""
-        return math.atan2(*self._hand_axes()[[1, 0], 1])
+        """Fingers close along the first axis of the hand."""
+        return math.atan2(*self._hand_axes()[[1, 0], 0])
 
 
 def wrapped(angle: float) -> float:
@@ -173,7 +176,7 @@ def rotated(vector: Any, yaw: float) -> Float[np.ndarray, " 3"]:
 def pointing_down(yaw: float) -> Float[np.ndarray, "3 3"]:
     """Axes of a hand that points down and closes its fingers along ``yaw``."""
     fingers, down = np.array([math.cos(yaw), math.sin(yaw), 0.0]), np.array([0.0, 0.0, -1.0])
-    return np.stack([np.cross(fingers, down), fingers, down], axis=1)
+    return np.stack([fingers, np.cross(down, fingers), down], axis=1)
 
 
 def rotation_vector(matrix: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, " 3"]:
