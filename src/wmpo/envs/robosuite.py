@@ -238,8 +238,8 @@ class RobosuiteSim:
         passes."""
         target = self.env._eef_xpos + offset
         for _ in range(SETTLING):
-            wish = np.clip((target - self.env._eef_xpos) / TRAVEL, -1, 1)
-            self.step(np.array(self.config.command(*wish, gripper=0.0)))
+            x, y, z = (target - self.env._eef_xpos) / TRAVEL
+            self.step(np.array(self.config.command(x, y, z, gripper=0.0)))
 
     def expert_action(self) -> Float[np.ndarray, " A"]:
         if self._expert is None:
