@@ -48,7 +48,7 @@ class RobosuiteConfig:
     image_size: int = 64
     "Height and width of a frame in pixels."
     camera: CameraConfig = field(
-        default_factory=lambda: CameraConfig(azimuth=180.0, elevation=-40.0, distance=0.9, lookat=(0.04, 0.06, 0.88))
+        default_factory=lambda: CameraConfig(azimuth=180.0, elevation=-40.0, distance=0.9, lookat=(-0.04, 0.06, 0.9))
     )
     mimicgen_path: str = ""
     "A checkout of github.com/NVlabs/mimicgen: its class of the task plays (D0) instead of ours."
@@ -238,8 +238,8 @@ class RobosuiteSim:
         passes."""
         target = self.env._eef_xpos + offset
         for _ in range(SETTLING):
-            wish = np.clip((target - self.env._eef_xpos) / TRAVEL, -1, 1)
-            self.step(np.array(self.config.command(*wish, gripper=0.0)))
+            x, y, z = (target - self.env._eef_xpos) / TRAVEL
+            self.step(np.array(self.config.command(x, y, z, gripper=0.0)))
 
     def expert_action(self) -> Float[np.ndarray, " A"]:
         if self._expert is None:

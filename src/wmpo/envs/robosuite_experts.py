@@ -45,6 +45,8 @@ PATIENCE = {
 }  # fmt: skip
 """Actions after which the next phase begins in any case."""
 UP = np.array([0.0, 0.0, 1.0])
+UPRIGHT, WRIST = 0.69, 0.2
+"""Metres: distance from the base up to which the hand is upright, and from the wrist to where the fingers meet."""
 HOVER, LOST, REACH = 0.09, 0.045, 0.82
 """Metres: over the object before the fingers go down; from the fingers when it counts as lost; what the arm can reach
 with the hand straight down."""
@@ -55,13 +57,14 @@ class Expert:
 
     def __init__(self, env: Any, parts: tuple[Part, ...]) -> None:
         self._env, self._parts = env, parts
-        self._neutral = self._hand_yaw()
+        self._neutral, self._seen, self._moved = self._hand_yaw(), self._hand(), 0.0
         self._begin(0)
 
     def action(self) -> Float[np.ndarray, " 7"]:
         if self._number == len(self._parts):
             return np.array([0.0, 0, 0, 0, 0, 0, -1])
         self._ticks += 1
+        self._moved, self._seen = math.dist(self._hand(), self._seen), self._hand()
         if self._phase in (Phase.LIFT, Phase.OVER, Phase.LOWER) and math.dist(self._grip(), self._hand()) > LOST:
             self._begin(self._number)
         elif self._ticks > PATIENCE[self._phase] or self._arrived():
@@ -74,6 +77,7 @@ class Expert:
         if number < len(self._parts):
             self._part = self._parts[number]
             self._grip_yaw, self._goal_yaw = self._choose()
+            self._tilt = self._lean()
 
     def _next(self) -> None:
         if self._phase == Phase.AWAY:
@@ -89,7 +93,7 @@ class Expert:
         part, yaw, onto = self._part, self._yaw(self._part.body), self._yaw(self._part.onto)
         base, goal = self._env.robots[0].base_pos, self._goal()
 
-        def cost(choice: tuple[int, int]) -> float:
+        def cost(choice: tuple[int, ...]) -> float:
             grip, fit = yaw + part.across + choice[0] * part.grip_turn, onto + choice[1] * part.fit_turn
             placed = grip + fit - yaw
             stretched = math.dist((goal + rotated(part.grip, fit))[:2], base[:2]) - REACH
@@ -97,6 +101,14 @@ class Expert:
 
         grip, fit = min(product(range(-8, 9), repeat=2), key=cost)
         return yaw + part.across + grip * part.grip_turn, onto + fit * part.fit_turn
+
+    def _lean(self) -> float:
+        """Where the arm would have to stretch, from which it cannot bend again, the hand leans around its fingers' axis
+        so that the wrist comes closer."""
+        inwards = (self._env.robots[0].base_pos - self._grip())[:2]
+        distance = np.linalg.norm(inwards)
+        lean = math.asin(np.clip((distance - UPRIGHT) / WRIST, 0, 0.6))
+        return lean * float(sideways(self._grip_yaw)[:2] @ inwards / distance)
 
     def _target(self) -> tuple[Float[np.ndarray, " 3"], float]:
         """Where the hand should be, and the direction of its fingers."""
@@ -127,12 +139,14 @@ class Expert:
         if self._phase == Phase.LIFT:
             return error[2] < 0.02
         if self._phase == Phase.OVER:
-            return math.hypot(*error[:2]) < 0.004 and abs(turn) < 0.04 and abs(error[2]) < 0.02
-        return self._phase == Phase.LOWER and error[2] > -0.004
+            near = math.hypot(*error[:2]) < 0.004 and abs(turn) < 0.04 and abs(error[2]) < 0.02
+            return near and self._moved < 0.0025
+        stuck = self._ticks > 4 and self._moved < 0.001
+        return self._phase == Phase.LOWER and (error[2] > -0.004 or stuck)
 
     def _towards(self, target: Float[np.ndarray, " 3"], yaw: float, gripper: float) -> Float[np.ndarray, " 7"]:
         move = (target - self._hand()) / 0.05
-        turn = rotation_vector(pointing_down(yaw) @ self._hand_axes().T) / 0.5
+        turn = rotation_vector(pointing_down(yaw, self._tilt) @ self._hand_axes().T) / 0.5
         return np.clip([*move, *turn, gripper], -1, 1)
 
     def _goal(self) -> Float[np.ndarray, " 3"]:
@@ -157,8 +171,8 @@ class Expert:
         return np.array(self._env.sim.data.get_site_xmat(self._env.robots[0].controller.eef_name)).reshape(3, 3)
 
     def _hand_yaw(self) -> float:
-        """Fingers close along the second axis of the hand."""
-        return math.atan2(*self._hand_axes()[[1, 0], 1])
+        """Fingers close along the first axis of the hand."""
+        return math.atan2(*self._hand_axes()[[1, 0], 0])
 
 
 def wrapped(angle: float) -> float:
@@ -170,10 +184,15 @@ def rotated(vector: Any, yaw: float) -> Float[np.ndarray, " 3"]:
     return np.array([x * math.cos(yaw) - y * math.sin(yaw), x * math.sin(yaw) + y * math.cos(yaw), z])
 
 
-def pointing_down(yaw: float) -> Float[np.ndarray, "3 3"]:
-    """Axes of a hand that points down and closes its fingers along ``yaw``."""
-    fingers, down = np.array([math.cos(yaw), math.sin(yaw), 0.0]), np.array([0.0, 0.0, -1.0])
-    return np.stack([np.cross(fingers, down), fingers, down], axis=1)
+def sideways(yaw: float) -> Float[np.ndarray, " 3"]:
+    """Horizontal, to the right of a direction."""
+    return np.array([math.sin(yaw), -math.cos(yaw), 0.0])
+
+
+def pointing_down(yaw: float, tilt: float = 0.0) -> Float[np.ndarray, "3 3"]:
+    """Axes of a hand that points down and closes its fingers along ``yaw``; tilted, its wrist is to the right."""
+    fingers, down = np.array([math.cos(yaw), math.sin(yaw), 0.0]), -math.cos(tilt) * UP - math.sin(tilt) * sideways(yaw)
+    return np.stack([fingers, np.cross(down, fingers), down], axis=1)
 
 
 def rotation_vector(matrix: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, " 3"]:
@@ -206,11 +225,11 @@ def _stack_three(env: Any) -> Expert:
 def _three_piece_assembly(env: Any) -> Expert:
     half = math.pi
     plate = Part(
-        body="piece_1_root", grip=(0, 0, 0.03), across=0.0, grip_turn=half,
+        body="piece_1_root", grip=(0, 0, 0.036), across=0.0, grip_turn=half,
         onto="base_root", above=0.032, fit_turn=half / 2, clearance=0.06,
     )  # fmt: skip
     bridge = Part(
-        body="piece_2_root", grip=(0, 0, 0.06), across=0.0, grip_turn=half / 2,
+        body="piece_2_root", grip=(0, 0, 0.06), across=0.0, grip_turn=half,
         onto="piece_1_root", above=0.065, fit_turn=half, clearance=0.09,
     )  # fmt: skip
     return Expert(env, (plate, bridge))
