@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,6 +50,15 @@ def policy_of(experiment: Experiment) -> SmallPolicy:
     return SmallPolicy(experiment.policy, codec, SIZE)
 
 
+@pytest.fixture
+def counted_attention() -> Iterator[None]:
+    """Without gradients torch's attention is one fused kernel, in which nothing is counted."""
+    torch.backends.mha.set_fastpath_enabled(False)
+    yield
+    torch.backends.mha.set_fastpath_enabled(True)
+
+
+@pytest.mark.usefixtures("counted_attention")
 def test_an_imagined_chunk_costs_what_is_counted_while_one_is_imagined() -> None:
     wanted = miniature()
     bounds = -torch.ones(ACTIONS), torch.ones(ACTIONS)

@@ -20,7 +20,7 @@ from wmpo.protocols import TrainablePolicy
 from wmpo.rl.grpo import GRPOConfig, GRPOLearner
 from wmpo.types import Minibatch, Rollouts, Starts, concatenate
 
-_START_SECONDS = 600
+_START_SECONDS = 900
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,20 +135,21 @@ def _get(pending: Any) -> Any:
         raise error.cause from error
 
 
-def _started(kind: type, gpus: float, *arguments: Any) -> Any:
-    """An actor that has begun."""
+def _started(kind: type, count: int, gpus: float, *arguments: Any) -> list[Any]:
+    """Actors that have begun, all at the same time."""
     import ray
 
-    actor = ray.remote(num_cpus=1, num_gpus=gpus)(kind).remote()
+    remote = ray.remote(num_cpus=1, num_gpus=gpus)(kind)
+    actors = [remote.remote() for _ in range(count)]
     try:
-        ray.get(actor.__ray_ready__.remote(), timeout=_START_SECONDS)
+        ray.get([actor.__ray_ready__.remote() for actor in actors], timeout=_START_SECONDS)
     except ray.exceptions.GetTimeoutError as error:
         raise ValueError(
             f"Ray found no place for an actor with {gpus:g} GPUs within {_START_SECONDS} s; others may be using "
             "the cluster"
         ) from error
-    _get(actor.begin.remote(*arguments))
-    return actor
+    _get([actor.begin.remote(*arguments) for actor in actors])
+    return actors
 
 
 class Published(dict[str, Tensor]):
@@ -164,11 +165,11 @@ class RaySampler:
 
     def __init__(self, config: ClusterConfig, spec: WorkerSpec) -> None:
         self.config, self.spec = config, spec
-        self.actors = [self._start() for _ in range(config.samplers)]
+        self.actors = self._start(config.samplers)
         self._weights: Any = None
 
-    def _start(self) -> Any:
-        return _started(_Sampler, self.config.gpus_per_sampler, self.spec)
+    def _start(self, count: int) -> list[Any]:
+        return _started(_Sampler, count, self.config.gpus_per_sampler, self.spec)
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
         import ray
@@ -206,7 +207,7 @@ class RaySampler:
         import ray
 
         ray.kill(self.actors[i])  # it may only be out of reach
-        self.actors[i] = self._start()
+        self.actors[i] = self._start(1)[0]
         if self._weights is not None:
             self.actors[i].load.remote(self._weights)
 
@@ -227,7 +228,7 @@ class RayLearner:
         self, config: ClusterConfig, spec: WorkerSpec, policy: TrainablePolicy, grpo: GRPOConfig, *, temperature: float
     ) -> None:
         self._policy = policy.eval()
-        self._actor = _started(_Learner, config.learner_gpus, spec, grpo, temperature)
+        (self._actor,) = _started(_Learner, 1, config.learner_gpus, spec, grpo, temperature)
 
     @property
     def policy(self) -> TrainablePolicy:

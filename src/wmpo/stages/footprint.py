@@ -8,7 +8,7 @@ those of matrix products and convolutions, a multiplication and an addition each
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -131,7 +131,18 @@ def _openvla(config: OpenVLAOFTConfig, action_dim: int) -> Footprint:
         pixels, ids = torch.zeros(1, 6, 224, 224), torch.zeros(1, PROMPT_TOKENS, dtype=torch.long)
         mask = torch.ones(1, PROMPT_TOKENS, dtype=torch.bool)
         tokens, bins = config.chunk_size * action_dim, slice(31744, 32000)
-        return measure("policy", net, lambda policy: policy(pixels, ids, mask, tokens, bins))
+        found = measure("policy", net, lambda policy: policy(pixels, ids, mask, tokens, bins))
+        if not config.gradient_checkpointing:
+            return found
+        seen = measure("towers", net, lambda policy: policy.features(pixels.to(DTYPES[config.dtype])))  # type: ignore[operator]
+    return _checkpointed(found, seen, 2 + 256 + PROMPT_TOKENS + tokens, DTYPES[config.dtype].itemsize)
+
+
+def _checkpointed(found: Footprint, seen: Footprint, length: int, itemsize: int) -> Footprint:
+    """The language model keeps the inputs of its layers, and all activations of the one that is recomputed."""
+    layers = OPENVLA_TEXT["num_hidden_layers"]
+    inputs = layers * length * OPENVLA_TEXT["hidden_size"] * itemsize
+    return replace(found, saved_bytes=seen.saved_bytes + inputs + (found.saved_bytes - seen.saved_bytes) // layers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

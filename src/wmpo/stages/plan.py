@@ -34,10 +34,10 @@ class Hardware:
     "GPUs, all alike."
     gpus_per_machine: int = 8
     "Of these in one machine: the learner is divided over so many."
-    tflops: float = 400.0
-    "Operations a GPU can do, in 10^12 a second, in the precision that is used; 989 is an H100's peak in bfloat16."
-    utilisation: float = 0.4
-    "Part of that which is reached."
+    tflops: float = 989.0
+    "Peak of a GPU in 10^12 operations a second, in the precision that is used; the default is an H100's in bfloat16."
+    utilisation: float = 0.3
+    "Part of the peak that is reached; small networks reach far less."
     gpu_memory: float = 80.0
     "Memory of a GPU in GB (10^9 bytes)."
 
@@ -162,8 +162,8 @@ def _improve(
     learned = chunks * config.grpo.num_epochs * learned_decision(experiment, policy)
     caps = config.groups.max_rounds if config.groups.dynamic_sampling else 1
     shards = experiment.execution.shards or min(hardware.gpus, hardware.gpus_per_machine)
-    # rank 0 has one more copy of the policy, for audits
-    networks = (2 * policy.weight_bytes) + dream.net.weight_bytes + dream.extra_bytes + reward.weight_bytes
+    copies = 1 if hardware.gpus == 1 else 2  # the sampler's and, beside a sharded learner, rank 0's for audits
+    networks = copies * policy.weight_bytes + dream.net.weight_bytes + dream.extra_bytes + reward.weight_bytes
     minibatch = -(-episodes * chunks // (config.grpo.num_minibatches * hardware.gpus))
     memory = Memory(
         weights=policy.weight_bytes // shards,
