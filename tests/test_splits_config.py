@@ -182,7 +182,7 @@ def test_settings_that_would_fail_only_hours_later_are_refused_at_once(path: str
 def test_an_unknown_recipe_names_the_nearest() -> None:
     with pytest.raises(ValueError, match="unknown recipe 'quikstart'; did you mean quickstart"):
         recipe("quikstart")
-    with pytest.raises(ValueError, match="quickstart or tiny"):
+    with pytest.raises(ValueError, match="quickstart or square or tiny"):
         recipe("zzz")
 
 

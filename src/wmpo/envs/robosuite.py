@@ -7,13 +7,14 @@ where the user has a checkout of them: their licence allows research only, so no
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import difflib
 import importlib
+import io
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -107,13 +108,14 @@ def check_checkout(path: Path) -> None:
         raise ValueError(f"env.mimicgen_path: {path} is no checkout of MimicGen. {MIMICGEN}")
 
 
-@contextmanager
+@contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """robosuite and MimicGen warn at import of settings and packages that nothing here uses."""
+    """robosuite and MimicGen tell at import of settings and packages that nothing here uses."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        yield
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
     finally:
         logging.disable(before)
 
@@ -147,7 +149,7 @@ def _mimicgen_class(config: RobosuiteConfig) -> Any:
     return getattr(module, f"{config.task}_D0")
 
 
-@contextmanager
+@contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """robosuite draws its start states from NumPy's global generator."""
     before = np.random.get_state()
