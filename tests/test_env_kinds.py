@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from wmpo.config import Experiment, from_json, to_json
 from wmpo.envs.metaworld import MetaWorldConfig
@@ -21,6 +22,7 @@ from wmpo.report.run import RunFolder
 from wmpo.serve.session import steer
 from wmpo.stages.job import Job, open_job
 from wmpo.stages.pretrain import check_pretrained, pretrain
+from wmpo.types import Observation
 
 SQUARE = RobosuiteConfig(task="Square")
 
@@ -56,6 +58,19 @@ def test_keys_turn_no_hand_of_seven_numbers() -> None:
     right, away = (steer(move, -1, config, codec)[0, 0].tolist() for move in ([1, 0, 0], [0, 1, 0]))
     assert np.allclose(right, [0, 1, 0, 0, 0, 0, -1], atol=1e-6), "a camera that looks along -x has y to its right"
     assert np.allclose(away, [-1, 0, 0, 0, 0, 0, -1], atol=1e-6)
+
+
+def test_the_small_models_dream_with_seven_numbers() -> None:
+    experiment = dataclasses.replace(recipe("tiny"), env=dataclasses.replace(SQUARE, image_size=32))
+    policy = experiment.policy.build(ActionCodec((-1.0,) * 7, (1.0,) * 7, 4, 11), 32)
+    bounds = torch.ones(experiment.env.action_dim)
+    net = experiment.world_model.build(experiment.tokenizer.build(), -bounds, bounds, 8)
+    frame = torch.randint(256, (2, 32, 32, 3), dtype=torch.uint8)
+    seen = Observation(frame=frame, instruction=(experiment.env.instruction(),) * 2)
+    chunk = policy.codec.decode(policy(**policy.prepare(seen)).argmax(dim=-1))
+    imagined, context = net.imagine(net.begin(frame.unsqueeze(1)), chunk, torch.zeros(2, *net.noise_shape(4)))
+    assert chunk.shape == (2, 4, 7) and imagined.shape == (2, 1, 32, 32, 3)
+    assert torch.allclose(context.travelled.cpu(), chunk.sum(dim=1))
 
 
 def test_pretrained_weights_of_meta_world_are_refused_for_other_actions(tmp_path: Path) -> None:

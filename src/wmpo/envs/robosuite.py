@@ -7,13 +7,14 @@ where the user has a checkout of them: their licence allows research only, so no
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import difflib
 import importlib
+import io
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -107,13 +108,14 @@ def check_checkout(path: Path) -> None:
         raise ValueError(f"env.mimicgen_path: {path} is no checkout of MimicGen. {MIMICGEN}")
 
 
-@contextmanager
+@contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """robosuite and MimicGen warn at import of settings and packages that nothing here uses."""
+    """robosuite and MimicGen tell at import of settings and packages that nothing here uses."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        yield
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
     finally:
         logging.disable(before)
 
@@ -147,7 +149,7 @@ def _mimicgen_class(config: RobosuiteConfig) -> Any:
     return getattr(module, f"{config.task}_D0")
 
 
-@contextmanager
+@contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """robosuite draws its start states from NumPy's global generator."""
     before = np.random.get_state()
@@ -201,18 +203,16 @@ class RobosuiteSim:
 
     def _displace(self, disruption: Disruption, seed: int) -> None:
         """Moves one object beyond the range of the resets, to where it touches no other one."""
-        initializer = self.env.placement_initializer
-        samplers = list(getattr(initializer, "samplers", {"": initializer}).values())
-        ranged = [(each, sampler) for sampler in samplers for each in sampler.mujoco_objects]
-        poses = [self.env.sim.data.get_joint_qpos(each.joints[0]).copy() for each, _ in ranged]
-        drawn = np.concatenate([pose[:3] for pose in poses])
+        initializer, data = self.env.placement_initializer, self.env.sim.data
+        samplers = getattr(initializer, "samplers", {"": initializer}).values()
+        every = [(item, data.get_joint_qpos(item.joints[0]).copy(), s) for s in samplers for item in s.mujoco_objects]
+        items, poses, ranges = zip(*(each for each in every if np.abs(each[1][:2]).max() < 1), strict=True)
+        drawn = np.concatenate([pose[:3] for pose in poses])  # of what is on the table: Square's other nut is not
         low, high = (
-            np.concatenate(
-                [[s.x_range[i] + s.reference_pos[0], s.y_range[i] + s.reference_pos[1], 0] for _, s in ranged]
-            )
+            np.concatenate([[s.x_range[i] + s.reference_pos[0], s.y_range[i] + s.reference_pos[1], 0] for s in ranges])
             for i in (0, 1)
         )
-        radii = np.array([each.horizontal_radius for each, _ in ranged])
+        radii = np.array([item.horizontal_radius for item in items])
         for choice in range(100):
             moved = beyond_range(low, high, drawn, disruption.strength / 100, seed, choice).reshape(-1, 3)
             apart = np.linalg.norm(moved[:, None, :2] - moved[None, :, :2], axis=-1) + 10 * np.eye(len(moved))
@@ -220,8 +220,8 @@ class RobosuiteSim:
                 break
         else:
             raise ValueError(f"{self.config.task} has no room for a start {disruption.strength:g} cm out of range")
-        for (each, _), pose, place in zip(ranged, poses, moved, strict=True):
-            self.env.sim.data.set_joint_qpos(each.joints[0], np.concatenate([place, pose[3:]]))
+        for item, pose, place in zip(items, poses, moved, strict=True):
+            data.set_joint_qpos(item.joints[0], np.concatenate([place, pose[3:]]))
         self.env.sim.forward()
 
     def step(self, action: Float[np.ndarray, " A"]) -> bool:
