@@ -323,7 +323,7 @@ class ShardedLearner(GRPOLearner):
 def sharded(tensor: Tensor, like: Tensor) -> Tensor:
     """A whole tensor, cut as the weight is that it belongs to; counters of the optimiser stay as they are."""
     if not isinstance(like, DTensor) or tensor.shape != like.shape:
-        return tensor
+        return tensor.cpu()
     part = distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
     own = part.to_local().clone()  # a view would keep the whole tensor in memory
     return DTensor.from_local(own, part.device_mesh, part.placements, shape=part.shape, stride=part.stride())
