@@ -67,7 +67,9 @@ def test_an_imagined_chunk_costs_what_is_counted_while_one_is_imagined() -> None
     reward.threshold = 1e9
     env = ImaginedEnv(model, reward, chunk_size=wanted.policy.chunk_size, max_chunks=3, seed=0)
     with FlopCounterMode(display=False) as counter:
-        run_episodes(env, policy_of(wanted).eval(), some_starts(1, frames=1), temperature=1.0, seed=0)
+        run_episodes(
+            env, policy_of(wanted).eval().requires_grad_(False), some_starts(1, frames=1), temperature=1.0, seed=0
+        )
     with FlopCounterMode(display=False) as beginning, torch.no_grad():
         model.begin(torch.zeros(1, 1, SIZE, SIZE, 3, dtype=torch.uint8))
     policy, dream = policy_footprint(wanted, ACTIONS), dream_footprint(wanted, ACTIONS)

@@ -314,16 +314,19 @@ class ShardedLearner(GRPOLearner):
                 whole[name] = full.detach().to(device, copy=True)
         return whole
 
-    def sharded(self, name: str, tensor: Tensor) -> Tensor:
-        """A whole tensor of a checkpoint, cut like the weight or moment that it is."""
-        kind, rest = name.split(".", 1)
-        if kind == "model":
-            like = self.policy.state_dict()[rest]
-        else:
-            like = list(self.policy.parameters())[int(rest.split(".", 1)[0])]
-        if not isinstance(like, DTensor) or tensor.shape != like.shape:
-            return tensor
-        return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+    def targets(self) -> dict[str, Tensor]:
+        """Weights by their names in a checkpoint, and by the names of their moments without the last part."""
+        weights = {f"model.{name}": tensor for name, tensor in self.policy.state_dict().items()}
+        return weights | {f"optimizer.{i}": p for i, p in enumerate(self.policy.parameters())}
+
+
+def sharded(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, cut as the weight is that it belongs to; counters of the optimiser stay as they are."""
+    if not isinstance(like, DTensor) or tensor.shape != like.shape:
+        return tensor.cpu()
+    part = distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+    own = part.to_local().clone()  # a view would keep the whole tensor in memory
+    return DTensor.from_local(own, part.device_mesh, part.placements, shape=part.shape, stride=part.stride())
 
 
 def shard(module: nn.Module, mesh: DeviceMesh) -> None:
@@ -361,8 +364,11 @@ def _save(team: Team) -> dict[str, Tensor]:
 def _restore(
     team: Team, layout: Mapping[str, tuple[torch.Size, torch.dtype]], tensors: Mapping[str, Tensor] | None
 ) -> None:
-    learner = team.learner
-    learner.restore({
-        name: learner.sharded(name, _from_first(team, None if tensors is None else tensors[name], shape, dtype))
+    state = team.learner.targets()
+    team.learner.restore({
+        name: sharded(
+            _from_first(team, None if tensors is None else tensors[name], shape, dtype),
+            state[name if name in state else name.rsplit(".", 1)[0]],
+        )
         for name, (shape, dtype) in layout.items()
     })  # fmt: skip
