@@ -47,7 +47,7 @@ def measure_full(rows: int, *, tiny: bool, compiled: bool) -> dict[str, Any]:
     return found
 
 
-def _timed(imagine: Callable[[], None], device: torch.device, rows: int, ceiling: float) -> dict[str, float]:
+def _timed(imagine: Callable[[], None], device: torch.device, rows: int, ceiling: float) -> dict[str, float | None]:
     imagine()  # compiles, and chooses kernels
     with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
         imagine()
@@ -57,7 +57,7 @@ def _timed(imagine: Callable[[], None], device: torch.device, rows: int, ceiling
     imagine()
     seconds = time.perf_counter() - begun
     tflops = counter.get_total_flops() / 1e12
-    memory = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else float("nan")
+    memory = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None
     return {
         "seconds": seconds, "frames_per_second": 2 * rows * CHUNK / seconds, "tflop": tflops,
         "share_of_ceiling": tflops / seconds / ceiling, "peak_gib": memory,
