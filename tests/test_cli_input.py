@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from pathlib import Path
 
 import pytest
 from commands import refused
+
+from wmpo import cli
 
 
 @pytest.mark.parametrize(
@@ -29,3 +33,14 @@ def test_wrong_input_is_explained(args: list[str], says: str, tmp_path: Path) ->
 def test_runs_that_cannot_be_written_are_explained(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert "file" in refused("demos", "tiny", "--runs", tmp_path / "file", cwd=tmp_path)
+
+
+def test_what_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def needs(args: list[str]) -> None:
+        importlib.import_module(args[0])
+
+    monkeypatch.setattr(cli, "_main", needs)
+    monkeypatch.setitem(sys.modules, "metaworld.env_dict", None)
+    assert "pip install 'wmpo[sim]'" in refused("metaworld.env_dict", cwd=tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="wmpo_nothing"):
+        cli.main(["wmpo_nothing"])

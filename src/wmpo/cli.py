@@ -49,6 +49,8 @@ DISTRIBUTED = ("run", "improve")
 """Commands that use more than this process."""
 APART = {"data": cli_data, "serve": cli_serve, "label": cli_label, "log": cli_log, "robot": cli_robot}
 """Commands that take no recipe."""
+SIMULATORS = ("metaworld", "mujoco", "gymnasium")
+"""What the extra sim brings."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,14 +92,22 @@ def main(arguments: list[str] | None = None) -> None:
         again = "nothing was written" if args[0] == "data" else "the same command goes on from here"
         print(f"\nstopped; {again}: wmpo {' '.join(args)}", file=sys.stderr)
         sys.exit(130)
-    except (ValueError, FloatingPointError, RuntimeError, OSError) as error:
+    except (ValueError, FloatingPointError, RuntimeError, OSError, ModuleNotFoundError) as error:
+        if isinstance(error, ModuleNotFoundError) and _root(error) not in SIMULATORS:
+            raise
         if "--debug" in args:
             traceback.print_exc()
         print(f"\nerror: {_sentence(error)}", file=sys.stderr)
         sys.exit(2)
 
 
+def _root(error: ModuleNotFoundError) -> str:
+    return (error.name or "").partition(".")[0]
+
+
 def _sentence(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        return f"{_root(error)} is not installed, and simulated tasks need it; install it with: pip install 'wmpo[sim]'"
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         remedy = "Nothing half-written is kept; free space or choose another folder (--runs or --to)."

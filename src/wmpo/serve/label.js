@@ -107,7 +107,7 @@ const keys = {
 
 // One thing at a time, and nothing about an episode that is not shown yet, except to leave it.
 async function act(key) {
-  if (busy || !progress || (!reel && !'ubn'.includes(key))) return;
+  if (!progress || (busy && !'bn'.includes(key)) || (!reel && !'ubn'.includes(key))) return;
   busy = true;
   page.trouble.hidden = true;
   try { await keys[key](); } catch (error) { trouble(error); }
