@@ -112,6 +112,9 @@ def test_statistics_of_either_format_and_other_demonstrations(checkpoint: Path, 
     assert codec.center == (0.5, -1.0, 2.0) and codec.scale == pytest.approx((0.1, 2.0, 1.0))
     older = write_checkpoint(tmp_path / "older")
     (older / "policy_postprocessor.json").unlink()
+    config(older).build(PathCodec((3.0,), (4.0,), 2)).export(tmp_path / "newer")
+    newer = config(tmp_path / "newer", backbone=str(older / "backbone"))
+    assert newer.build().codec.center == (3.0,) and newer.build().codec.scale == pytest.approx((4.0,))
     with pytest.raises(ValueError, match="no mean and deviation of actions"):
         config(older).build()
     buffers = {

@@ -22,6 +22,7 @@ from jaxtyping import Float, Int, UInt8
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from wmpo.checkpoint import write_json
 from wmpo.denoising import DenoisingConfig, PathLikelihood
 from wmpo.hf import WeightFolder, libraries
 from wmpo.nn import best_device
@@ -30,6 +31,8 @@ from wmpo.policy.codec import PathCodec
 from wmpo.types import Observation
 
 STATISTICS = "policy_postprocessor.json"
+_OLDER = "unnormalize_outputs.buffer_action."
+"""Beginning of the names of statistics among the weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +69,7 @@ class SmolVLAConfig:
                 part.requires_grad_(False)
         text = SentenceReader(Path(self.backbone).expanduser(), content.get("tokenizer_max_length", 48))
         size = content.get("resize_imgs_with_padding")
-        return SmolVLA(self, net, codec, text, size).to(best_device()).eval()
+        return SmolVLA(self, net, codec, text, (size[0], size[1]) if size else None).to(best_device()).eval()
 
 
 def read_settings(folder: WeightFolder, chunk_size: int) -> dict[str, Any]:
@@ -120,14 +123,13 @@ def statistics(folder: WeightFolder) -> dict[str, Tensor]:
     named = statistics_file(folder)
     if named:
         return {name: t for _, part in WeightFolder(folder.path, Path(named).stem).shards() for name, t in part.items()}
-    start = "unnormalize_outputs.buffer_action."
-    if f"{start}mean" not in folder:
+    if f"{_OLDER}mean" not in folder:
         return {}
     return {
-        name.replace(start, "action."): tensor
+        name.replace(_OLDER, "action."): tensor
         for _, part in folder.shards()
         for name, tensor in part.items()
-        if name.startswith(start)
+        if name.startswith(_OLDER)
     }
 
 
@@ -138,6 +140,14 @@ def statistics_file(folder: WeightFolder) -> str:
     if any(Path(name).name != name for name in files):
         raise ValueError(f"{folder.path / STATISTICS} names a file outside of its folder: {', '.join(files)}")
     return files[0] if files else ""
+
+
+def postprocessor(named: str, action_dim: int) -> dict[str, Any]:
+    """The file that names the statistics of actions, as LeRobot 0.4 writes it."""
+    features = {"action": {"type": "ACTION", "shape": [action_dim]}}
+    settings = {"eps": 1e-8, "features": features, "norm_map": {"ACTION": "MEAN_STD"}}
+    step = {"registry_name": "unnormalizer_processor", "config": settings, "state_file": named}
+    return {"name": "policy_postprocessor", "steps": [step]}
 
 
 class SentenceReader:
@@ -190,7 +200,8 @@ class SmolVLA(nn.Module):
     def prepare(self, observation: Observation) -> Mapping[str, Tensor]:
         """Tensors for ``__call__``: pixels [B, 3, y, x], ids and their mask [B, L], padded at the end."""
         device = self.net.action_in_proj.weight.device
-        rows = [self._text.read(text) for text in observation.instruction]
+        read = {text: self._text.read(text) for text in set(observation.instruction)}
+        rows = [read[text] for text in observation.instruction]
         length = max(len(ids) for ids in rows)
         ids = torch.tensor([row + [0] * (length - len(row)) for row in rows], device=device)
         mask = torch.arange(length) < torch.tensor([[len(row)] for row in rows])
@@ -211,7 +222,8 @@ class SmolVLA(nn.Module):
 
     @torch.no_grad()
     def export(self, target: str | Path) -> None:
-        """Writes a folder in the published format; tensors without a part here are copied."""
+        """Writes a folder in the published format; tensors without a part here are copied. Of the codec mean and
+        deviation are kept, the format knows no limits of actions."""
         source, target = WeightFolder(self.config.folder), Path(target)
         if target.resolve() == source.path.resolve():
             raise ValueError(f"{target} is the folder that the policy was read from; name another one")
@@ -221,12 +233,16 @@ class SmolVLA(nn.Module):
                 shutil.copyfile(path, target / path.name)
         own, scale = self.net.state_dict(), torch.tensor(self.codec.scale)
         actions = {"action.mean": torch.tensor(self.codec.center), "action.std": scale}
-        if named := statistics_file(source):
+        named = statistics_file(source)
+        if not named and f"{_OLDER}mean" not in source:
+            named = "policy_postprocessor_step_0_unnormalizer_processor.safetensors"
+            write_json(target / STATISTICS, postprocessor(named, self.codec.action_dim))
+        if named:
             save_file(statistics(source) | actions, target / named)
         for shard, tensors in source.shards():
             for name, tensor in tensors.items():
                 if here := smolvlm_expert.home(name):
                     tensors[name] = own[here].to(tensor.dtype).contiguous().cpu()
-                elif name.startswith("unnormalize_outputs.buffer_action."):
-                    tensors[name] = actions.get(name.replace("unnormalize_outputs.buffer_", ""), tensor)
+                elif name.startswith(_OLDER):
+                    tensors[name] = actions.get(name.replace(_OLDER, "action."), tensor)
             save_file(tensors, target / shard, metadata={"format": "pt"})

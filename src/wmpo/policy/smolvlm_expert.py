@@ -38,10 +38,9 @@ MAX_WAVELENGTH = 10_000.0
 
 def home(published: str) -> str:
     """The name here of a published tensor; empty if it has none."""
-    plain = published.replace("._orig_mod.", ".")  # files that were written from a compiled module
     for there, here in HOMES.items():
-        if plain.startswith(there):
-            return here + plain.removeprefix(there)
+        if published.startswith(there):
+            return here + published.removeprefix(there)
     return ""
 
 
@@ -183,7 +182,7 @@ class SmolVLANet(nn.Module):
 
     def read(
         self,
-        pixels: Float[Tensor, "B 3 s s"],
+        pixels: Float[Tensor, "B 3 y x"],
         ids: Int[Tensor, "B L"],
         mask: Bool[Tensor, "B L"],
         state: Float[Tensor, "B E"],
