@@ -21,7 +21,14 @@ from wmpo.types import Observation
 pytest.importorskip("transformers", reason="needs the extra hf: pip install 'wmpo[hf]'")
 pytestmark = pytest.mark.usefixtures("float32")
 WHOLE = PathCodec((0.0,) * MAX_ACTIONS, (1.0,) * MAX_ACTIONS, CHUNK)
-PUBLISHED: list[list[float]] = []
+PUBLISHED = [
+    [-2.188215, 2.96923, -2.53183, -1.286553, -1.801962, 0.509941],
+    [-2.021096, 1.896443, -2.203741, 0.047864, -1.407633, -0.982366],
+    [-0.36012, 1.088535, -1.741097, -0.181272, -2.236408, -1.549079],
+    [-1.378575, 1.587343, -0.631133, 0.42182, 0.255762, 0.09984],
+    [-0.797701, 1.250569, -1.595286, 3.069121, -1.124201, 0.32374],
+    [-0.683366, 3.164455, -1.916474, 2.097267, -1.408909, -0.663232],
+]
 
 
 @pytest.fixture(scope="module")
