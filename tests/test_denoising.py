@@ -88,13 +88,13 @@ def test_one_step_is_one_gaussian(temperature: float) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("noise_level", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("noise_level", [0.0, 0.7])
 def test_the_marginals_of_a_linear_field_are_those_of_the_flow(noise_level: float) -> None:
-    config = DenoisingConfig(num_steps=40, noise_level=noise_level, min_std=1e-3)
+    config = DenoisingConfig(num_steps=160, noise_level=noise_level, min_std=1e-3)
     policy = GaussianFlow(config, mean=0.6, std=0.4, codec=PathCodec((0.0,) * 8, (1.0,) * 8, 8))
-    path, _ = policy.likelihood.draw(seen_by(policy, 200), 1.0, keys(200))
-    for index in (10, 20, 30, 40):
-        t, found = 1 - index / 40, path[..., index]
+    path, _ = policy.likelihood.draw(seen_by(policy, 400), 1.0, keys(400))
+    for index in (40, 80, 120, 160):
+        t, found = 1 - index / 160, path[..., index]
         assert float(found.mean()) == pytest.approx((1 - t) * 0.6, abs=0.03), index
         assert float(found.std()) == pytest.approx(math.hypot(t, (1 - t) * 0.4), rel=0.06), index
     fresh = (path[..., 1] - path[..., 0]).std() > 0 and np.corrcoef(path[..., 0].flatten(), path[..., -1].flatten())[
@@ -182,7 +182,7 @@ def test_cloning_overfits_what_pictures_tell_apart(tmp_path: Path) -> None:
         return float((policy.codec.decode(tokens) - torch.from_numpy(wanted).unsqueeze(1)).abs().mean())
 
     before, log = error(), StageLog(folder, "sft", quiet=True)
-    config = SFTConfig(fit=FitConfig(num_steps=200, batch_size=16, learning_rate=5e-3), max_shift=0)
+    config = SFTConfig(fit=FitConfig(num_steps=120, batch_size=16, learning_rate=5e-3), max_shift=0)
     clone(policy, episodes, config, seed=0, checkpoint=folder.checkpoint("sft"), log=log)
     assert before > 0.3 and error() < 0.1, (before, error())
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -85,12 +85,9 @@ def steps(config: DenoisingConfig, temperature: float) -> list[Step]:
     return made
 
 
-def normal_log_prob(
-    x: Float[Tensor, "*B"], mean: Float[Tensor, "*B"], std: float | Float[Tensor, "*S"]
-) -> Float[Tensor, "*B"]:
+def normal_log_prob(x: Float[Tensor, "*B"], mean: Float[Tensor, "*B"], std: float) -> Float[Tensor, "*B"]:
     """Log-density of each number under a Gaussian."""
-    scale = torch.as_tensor(std, dtype=mean.dtype, device=mean.device)
-    return -0.5 * ((x - mean) / scale).square() - scale.log() - 0.5 * math.log(2 * math.pi)
+    return -0.5 * ((x - mean) / std).square() - math.log(std) - 0.5 * math.log(2 * math.pi)
 
 
 class FlowCodec(Codec, Protocol):
@@ -105,10 +102,10 @@ class FlowPolicy(Protocol):
     @property
     def codec(self) -> FlowCodec: ...
 
-    def __call__(self, **tensors: Tensor) -> Tensor: ...
+    def __call__(self, **tensors: Tensor) -> Any: ...
 
     def velocity(
-        self, context: Tensor, states: Float[Tensor, "B J K A"], time: Float[Tensor, "B J"]
+        self, context: Any, states: Float[Tensor, "B J K A"], time: Float[Tensor, "B J"]
     ) -> Float[Tensor, "B J K A"]:
         """At J states of every row, each with its own flow time."""
 
@@ -154,9 +151,11 @@ class PathLikelihood:
         with autocast(device):
             context = self._policy(**seen)
         velocity = self._velocity(context, path[:, :-1], time)
-        mean = torch.stack([s.mean(path[:, i], velocity[:, i]) for i, s in enumerate(made)], dim=1)
-        std = torch.tensor([step.std for step in made], device=device).view(1, -1, 1, 1)
-        total = normal_log_prob(path[:, 1:], mean, std).sum(dim=1).flatten(1)
+        each = [
+            normal_log_prob(path[:, i + 1], step.mean(path[:, i], velocity[:, i]), step.std)
+            for i, step in enumerate(made)
+        ]
+        total = torch.stack(each).sum(dim=0).flatten(1)
         spread = sum(math.log(step.std) + 0.5 * math.log(2 * math.pi * math.e) for step in made)
         return total.cpu(), torch.full(total.shape, spread)
 
@@ -179,7 +178,7 @@ class PathLikelihood:
     def _size(self) -> tuple[int, int]:
         return self._policy.codec.chunk_size, self._policy.codec.action_dim
 
-    def _velocity(self, context: Tensor, states: Tensor, time: Tensor) -> Float[Tensor, "B J K A"]:
+    def _velocity(self, context: Any, states: Tensor, time: Tensor) -> Float[Tensor, "B J K A"]:
         with autocast(states.device):
             return self._policy.velocity(context, states, time).float()
 

@@ -91,7 +91,7 @@ class Rollouts:
 
     frame: UInt8[Tensor, "B T h w 3"]
     instruction: tuple[str, ...]
-    tokens: Int[Tensor, "B T N"] | Float[Tensor, "B T N S+1"]
+    tokens: Int[Tensor, "B T N"] | Float[Tensor, "B T N _"]
     logprob: Float[Tensor, "B T N"]
     executed: Bool[Tensor, "B T N"]
     success: Bool[Tensor, " B"]
@@ -153,7 +153,7 @@ class Minibatch:
 
     frame: UInt8[Tensor, "M h w 3"]
     instruction: tuple[str, ...]
-    tokens: Int[Tensor, "M N"] | Float[Tensor, "M N S+1"]
+    tokens: Int[Tensor, "M N"] | Float[Tensor, "M N _"]
     old_logprob: Float[Tensor, "M N"]
     mask: Bool[Tensor, "M N"]
     advantage: Float[Tensor, " M"]

@@ -149,7 +149,7 @@ def peaks(model: RewardModel, videos: Sequence[LabelledVideo]) -> Float[np.ndarr
 
 
 def calibrate(
-    model: RewardNet, real: Sequence[LabelledVideo], imagined: Sequence[LabelledVideo], config: RewardTraining
+    model: RewardModel, real: Sequence[LabelledVideo], imagined: Sequence[LabelledVideo], config: RewardTraining
 ) -> dict[str, Any]:
     """Chooses a threshold for real videos and one for imagined ones on held-out episodes, and measures both.
 

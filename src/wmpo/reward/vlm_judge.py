@@ -1,0 +1,147 @@
+"""A vision-language model as the judge of success: is the task done in these pictures, yes or no?
+
+For those who have no labelled episodes: nothing is trained. The score is the log-odds of "yes" against "no" as the
+first word of the answer, so that 0 means that both are equally likely; with labelled videos
+:func:`wmpo.train.reward.calibrate` chooses a better threshold, as for every reward model. For models that
+``transformers`` knows as image-text-to-text and that have a chat template, such as Qwen2.5-VL (tried on a miniature of
+it); a folder is read without running code of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor, nn
+
+from wmpo.hf import WeightFolder, libraries
+from wmpo.nn import best_device
+
+QUESTION = (
+    "The pictures show a robot at work, in order of time. Its task: {instruction}. "
+    "Is the task done in the last picture? Answer with yes or no."
+)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class VLMJudgeConfig:
+    """Which model is asked, and what."""
+
+    folder: str
+    "Local folder of a vision-language model with a chat template (Qwen/Qwen2.5-VL-3B-Instruct)."
+    window: int = 4
+    "Consecutive frames that it is shown at once (W)."
+    question: str = QUESTION
+    "What it is asked after the pictures; {instruction} stands for the task."
+    threshold: float = 0.0
+    "Log-odds above which a clip shows success: 0 without labels, else what calibration chose."
+    batch_size: int = 8
+    "Clips that are judged at once; changes memory, not results."
+    dtype: str = "bfloat16"
+    "Type of the weights: bfloat16 or float32."
+
+    def build(self, instruction: str) -> VLMJudge:
+        """The judge of one task. Raises ValueError that names what is missing or foreign."""
+        if self.window < 1 or self.batch_size < 1:
+            raise ValueError(f"reward.window {self.window} and batch_size {self.batch_size} must be at least 1")
+        if "{instruction}" not in self.question:
+            raise ValueError(f"reward.question {self.question!r} must hold {{instruction}}, or every task is the same")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"reward.dtype {self.dtype!r} must be one of {', '.join(DTYPES)}")
+        folder = WeightFolder(self.folder)
+        processor = read_processor(folder.path)
+        if not processor.chat_template:
+            raise ValueError(f"{folder.path} has no chat template; name a model that was tuned to follow instructions")
+        answers = [answer_ids(processor.tokenizer, word, folder.path) for word in ("yes", "no")]
+        if not set(answers[0]).isdisjoint(answers[1]):
+            raise ValueError(f"the tokenizer in {folder.path} cannot tell yes from no")
+        with libraries(), readable(folder.path):
+            from transformers import AutoModelForImageTextToText
+
+            net = AutoModelForImageTextToText.from_pretrained(
+                folder.path, local_files_only=True, trust_remote_code=False, use_safetensors=True,
+                dtype=DTYPES[self.dtype],
+            )  # fmt: skip
+        content = [{"type": "image"}] * self.window
+        content.append({"type": "text", "text": self.question.format(instruction=instruction)})
+        prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        return VLMJudge(self, net, processor, prompt, answers).to(best_device()).eval()
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """One sentence for whatever ``transformers`` says of a folder that it cannot read."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"{path} is not a vision-language model that transformers can read: {first}") from error
+
+
+def read_processor(path: Path) -> Any:
+    """Of the folder. Many are for videos too, a part that needs torchvision: then the same without that part."""
+    with libraries(), readable(path):
+        from transformers import AutoConfig, AutoProcessor
+        from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+
+        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        kind = PROCESSOR_MAPPING.get(type(config), None)
+        if kind is None:
+            raise ValueError(f"no processor is known for a model of type {config.model_type}")
+        wanted = kind if "video_processor" not in kind.get_attributes() else without_videos(kind)
+        chosen = AutoProcessor if wanted is kind else wanted
+        return chosen.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+
+
+def without_videos(kind: Any) -> Any:
+    """A processor of the same kind for pictures only; ``transformers`` reads its parts from the signature."""
+
+    class PicturesOnly(kind):
+        def __init__(
+            self, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None, **settings: Any
+        ) -> None:
+            super().__init__(image_processor, tokenizer, chat_template=chat_template, **settings)
+
+    return PicturesOnly
+
+
+def answer_ids(tokenizer: Any, word: str, path: Path) -> list[int]:
+    """Tokens with which an answer may begin: the word in small and capital letters, with and without a space."""
+    spelled = [text for plain in (word, word.capitalize()) for text in (plain, f" {plain}")]
+    ids = [tokenizer.encode(text, add_special_tokens=False) for text in spelled]
+    single = sorted({found[0] for found in ids if len(found) == 1 and found[0] != tokenizer.unk_token_id})
+    if not single:
+        raise ValueError(f"the tokenizer in {path} has no token for {word!r}, so that answers cannot be judged")
+    return single
+
+
+class VLMJudge(nn.Module):
+    """A :class:`wmpo.protocols.RewardModel`."""
+
+    def __init__(self, config: VLMJudgeConfig, net: Any, processor: Any, prompt: str, answers: list[list[int]]) -> None:
+        super().__init__()
+        self.config, self.window, self.threshold = config, config.window, config.threshold
+        self.net, self.prompt = net, prompt
+        self._processor, self._answers = processor, answers
+
+    @torch.no_grad()
+    def forward(self, clips: UInt8[Tensor, "M W h w 3"]) -> Float[Tensor, " M"]:
+        """Log-odds, on the CPU. Raises ValueError for clips of another length."""
+        if clips.shape[1] != self.window:
+            raise ValueError(f"clips have {clips.shape[1]} frames, but this judge was built for {self.window}")
+        return torch.cat([self._judge(part) for part in clips.split(self.config.batch_size)])
+
+    def _judge(self, clips: UInt8[Tensor, "M W h w 3"]) -> Float[Tensor, " M"]:
+        pictures = [[Image.fromarray(frame) for frame in clip] for clip in clips.cpu().numpy()]
+        seen = self._processor(text=[self.prompt] * len(clips), images=pictures, return_tensors="pt")
+        seen = seen.to(self.net.device, self.net.dtype)
+        last = self.net(**seen).logits[:, -1].float().cpu()  # all rows are equally long: nothing is padded
+        yes, no = (last[:, ids].logsumexp(dim=1) for ids in self._answers)
+        return yes - no
