@@ -16,8 +16,10 @@ from wmpo.execution.backend import ExecutionConfig
 from wmpo.policy.openvla_oft import OpenVLAOFTConfig
 from wmpo.policy.small import SmallPolicyConfig
 from wmpo.policy.small_flow import SmallFlowPolicyConfig
+from wmpo.policy.smolvla import SmolVLAConfig
 from wmpo.reward.small import SmallRewardConfig
 from wmpo.reward.videomae import VideoMAERewardConfig
+from wmpo.reward.vlm_judge import VLMJudgeConfig
 from wmpo.train.distill import DistillConfig
 from wmpo.train.dpo import DPOConfig
 from wmpo.train.fit import FitConfig
@@ -30,9 +32,9 @@ from wmpo.world_model.opensora import OpenSoraWorldModelConfig
 from wmpo.world_model.small import SmallWorldModelConfig
 from wmpo.world_model.tokenizer import TokenizerConfig
 
-PolicyConfig = SmallPolicyConfig | SmallFlowPolicyConfig | OpenVLAOFTConfig
+PolicyConfig = SmallPolicyConfig | SmallFlowPolicyConfig | OpenVLAOFTConfig | SmolVLAConfig
 WorldModelConfig = SmallWorldModelConfig | OpenSoraWorldModelConfig
-RewardConfig = SmallRewardConfig | VideoMAERewardConfig
+RewardConfig = SmallRewardConfig | VideoMAERewardConfig | VLMJudgeConfig
 """The kinds of networks. A recipe chooses; saved settings are told apart by their names."""
 
 

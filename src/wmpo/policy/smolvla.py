@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,25 @@ class SmolVLAConfig:
     "Whether the vision-language model is trained beside the action expert (the published default: not)."
     denoising: DenoisingConfig = field(default_factory=DenoisingConfig)
     "How chunks are drawn."
+
+    fine_tuned: bool = False
+    "The checkpoint is the base policy already: sft leaves it as it is, and its own action statistics apply."
+
+    def validate(self) -> None:
+        """Raises ValueError, naming flag and value."""
+        self.denoising.validate()
+
+    def check_weights(self) -> None:
+        """Raises ValueError, naming folder and fix, before anything is played, when weights are missing or foreign."""
+        read_settings(WeightFolder(self.folder), self.chunk_size)
+
+    def fit(self, actions: Float[Tensor, "S A"], image_size: int) -> SmolVLA:
+        """The checkpoint, for actions such as the recorded ones or, if it is fine-tuned, for those of its own."""
+        return self.build(None if self.fine_tuned else PathCodec.fit(actions, self.chunk_size))
+
+    def restore(self, about: dict[str, Any]) -> SmolVLA:
+        """The checkpoint with the codec of a policy that was trained from it."""
+        return self.build(PathCodec.restore(about["codec"]))
 
     def build(self, codec: PathCodec | None = None) -> SmolVLA:
         """Reads the folders. ``codec`` is that of other demonstrations; None: the checkpoint's own statistics.
@@ -192,6 +211,11 @@ class SmolVLA(nn.Module):
         super().__init__()
         self.config, self.net, self.codec = config, net, codec
         self._text, self._picture_size = text, picture_size
+        self.image_size = picture_size[0] if picture_size else net.vision.config.image_size
+
+    def about(self) -> dict[str, Any]:
+        """What ``restore`` needs, as JSON."""
+        return {"config": asdict(self.config), "codec": asdict(self.codec)}
 
     @property
     def likelihood(self) -> PathLikelihood:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,16 @@ class VLMJudgeConfig:
     dtype: str = "bfloat16"
     "Type of the weights: bfloat16 or float32."
 
+    def check_weights(self) -> None:
+        """Raises ValueError, naming folder and fix, before anything is played, when weights are missing."""
+        WeightFolder(self.folder)
+
+    def restore(self, about: dict[str, Any]) -> VLMJudge:
+        """The judge of the same task with the same threshold."""
+        model = self.build(about["instruction"])
+        model.threshold = about["threshold"]
+        return model
+
     def build(self, instruction: str) -> VLMJudge:
         """The judge of one task. Raises ValueError that names what is missing or foreign."""
         if self.window < 1 or self.batch_size < 1:
@@ -72,7 +82,7 @@ class VLMJudgeConfig:
         content = [{"type": "image"}] * self.window
         content.append({"type": "text", "text": self.question.format(instruction=instruction)})
         prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-        return VLMJudge(self, net, processor, prompt, answers).to(best_device()).eval()
+        return VLMJudge(self, net, processor, prompt, answers, instruction).to(best_device()).eval()
 
 
 @contextmanager
@@ -125,11 +135,23 @@ def answer_ids(tokenizer: Any, word: str, path: Path) -> list[int]:
 class VLMJudge(nn.Module):
     """A :class:`wmpo.protocols.RewardModel`."""
 
-    def __init__(self, config: VLMJudgeConfig, net: Any, processor: Any, prompt: str, answers: list[list[int]]) -> None:
+    def __init__(
+        self,
+        config: VLMJudgeConfig,
+        net: Any,
+        processor: Any,
+        prompt: str,
+        answers: list[list[int]],
+        instruction: str,
+    ) -> None:
         super().__init__()
         self.config, self.window, self.threshold = config, config.window, config.threshold
-        self.net, self.prompt = net, prompt
+        self.net, self.prompt, self.instruction = net, prompt, instruction
         self._processor, self._answers = processor, answers
+
+    def about(self) -> dict[str, Any]:
+        """What ``restore`` needs, as JSON."""
+        return {"config": asdict(self.config), "instruction": self.instruction, "threshold": self.threshold}
 
     @torch.no_grad()
     def forward(self, clips: UInt8[Tensor, "M W h w 3"]) -> Float[Tensor, " M"]:

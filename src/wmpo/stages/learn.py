@@ -18,8 +18,10 @@ from wmpo.evaluation.world_model import replay, replay_distance
 from wmpo.execution.backend import workers
 from wmpo.execution.local import LocalSampler
 from wmpo.policy.openvla_oft import OpenVLAOFT
+from wmpo.policy.smolvla import SmolVLA
 from wmpo.protocols import Policy, PolicyNet
-from wmpo.report.run import RunFolder
+from wmpo.report.run import RunFolder, StageLog
+from wmpo.reward.vlm_judge import VLMJudge, VLMJudgeConfig
 from wmpo.stages import models
 from wmpo.stages.guards import guarded_env, starts_to_improve
 from wmpo.stages.job import Job, finish, require
@@ -27,7 +29,7 @@ from wmpo.stages.pretrain import load_pretrained, pretrained_path
 from wmpo.stages.record import play
 from wmpo.stages.rounds import begins_with, counted_on, policy_of
 from wmpo.train.distill import distill_world_model
-from wmpo.train.reward import calibrate, real_videos, replayed_videos, train_reward
+from wmpo.train.reward import RewardNet, calibrate, real_videos, replayed_videos, train_reward
 from wmpo.train.sft import clone
 from wmpo.train.tokenizer import train_tokenizer
 from wmpo.train.video_clips import VideoClips
@@ -47,7 +49,7 @@ def sft(job: Job) -> None:
     actions = torch.from_numpy(np.concatenate([episode.actions for episode in episodes]))
     job.seed_torch(1)
     policy = experiment.policy.fit(actions, experiment.env.image_size)
-    if not (isinstance(policy, OpenVLAOFT) and policy.config.fine_tuned):
+    if not (isinstance(policy, OpenVLAOFT | SmolVLA) and policy.config.fine_tuned):
         clone(policy, episodes, experiment.sft, seed=job.seed, checkpoint=job.root.checkpoint("sft"), log=log)
     if isinstance(policy, OpenVLAOFT):
         policy.settle()
@@ -157,18 +159,7 @@ def reward(job: Job) -> None:
     dream = models.load_world_model(folder)
     stride, chunk_size = dream.frame_stride, experiment.policy.chunk_size
     learn, held_out = map(job.executed, job.collected())
-    learn = [*job.executed(job.demonstrations()), *learn]
-    clips = real_videos(learn, stride, dream)
-    for phase in range(stride):
-        clips += real_videos(learn, stride, phase=phase)
-    for i in range(experiment.reward_training.num_replays):
-        clips += replayed_videos(learn, replay(dream, learn, chunk_size, seed=job.seed + i), stride)
-    job.seed_torch(4)
-    net = experiment.reward.build(experiment.env.image_size)
-    train_reward(
-        net, clips, experiment.reward_training,
-        seed=job.noise_seed, checkpoint=folder.checkpoint("reward"), log=log,
-    )  # fmt: skip
+    net = _success_classifier(job, dream, [*job.executed(job.demonstrations()), *learn], log)
     real = real_videos(held_out, stride)
     imagined = replayed_videos(held_out, replay(dream, held_out, chunk_size, seed=job.seed), stride)
     measured = calibrate(net, real, imagined, experiment.reward_training)
@@ -179,6 +170,26 @@ def reward(job: Job) -> None:
         for name, m in (("real", measured["real"]), ("imagined", measured["imagined"]))
     )
     finish(log, measured, figures)
+
+
+def _success_classifier(job: Job, dream: WorldModelNet, learn: list[Episode], log: StageLog) -> RewardNet | VLMJudge:
+    """Trained on real frames and imagined replays; a vision-language model judges as it is."""
+    config, experiment = job.experiment.reward, job.experiment
+    if isinstance(config, VLMJudgeConfig):
+        return config.build(experiment.env.instruction())
+    stride = dream.frame_stride
+    clips = real_videos(learn, stride, dream)
+    for phase in range(stride):
+        clips += real_videos(learn, stride, phase=phase)
+    for i in range(experiment.reward_training.num_replays):
+        clips += replayed_videos(learn, replay(dream, learn, experiment.policy.chunk_size, seed=job.seed + i), stride)
+    job.seed_torch(4)
+    net = config.build(experiment.env.image_size)
+    train_reward(
+        net, clips, experiment.reward_training,
+        seed=job.noise_seed, checkpoint=job.folder.checkpoint("reward"), log=log,
+    )  # fmt: skip
+    return net
 
 
 def clone_successes(job: Job) -> None:

@@ -11,6 +11,7 @@ from wmpo.checkpoint import load_into, load_tensors, save_tensors
 from wmpo.config import PolicyConfig, RewardConfig, WorldModelConfig, from_json, to_json
 from wmpo.protocols import PolicyNet
 from wmpo.report.run import RunFolder
+from wmpo.reward.vlm_judge import VLMJudge
 from wmpo.train.reward import RewardNet
 from wmpo.train.world_model import WorldModelNet
 from wmpo.world_model.tokenizer import Tokenizer, TokenizerConfig
@@ -50,13 +51,16 @@ def load_world_model(folder: RunFolder) -> WorldModelNet:
     return _filled(from_json(WorldModelConfig, header["config"]).restore(header), tensors, folder.model("world_model"))
 
 
-def save_reward(folder: RunFolder, model: RewardNet) -> None:
-    save_tensors(folder.model("reward"), model.state_dict(), {"kind": "reward", **model.about()})
+def save_reward(folder: RunFolder, model: RewardNet | VLMJudge) -> None:
+    """Of a vision-language model only its threshold is kept: no weight of it is trained."""
+    weights = {} if isinstance(model, VLMJudge) else model.state_dict()
+    save_tensors(folder.model("reward"), weights, {"kind": "reward", **model.about()})
 
 
-def load_reward(folder: RunFolder) -> RewardNet:
+def load_reward(folder: RunFolder) -> RewardNet | VLMJudge:
     tensors, header = _open(folder.model("reward"), "reward")
-    return _filled(from_json(RewardConfig, header["config"]).restore(header), tensors, folder.model("reward"))
+    model = from_json(RewardConfig, header["config"]).restore(header)
+    return model if isinstance(model, VLMJudge) else _filled(model, tensors, folder.model("reward"))
 
 
 def _filled(net: Any, tensors: dict[str, torch.Tensor], path: Path) -> Any:

@@ -18,14 +18,14 @@ from wmpo.data.lerobot import append_episodes, num_episodes, read_episodes
 from wmpo.data.splits import start_seeds
 from wmpo.envs.metaworld import MetaWorldConfig, all_tasks
 from wmpo.envs.simulated import SimulatedEnv
-from wmpo.policy.openvla_oft import OpenVLAOFTConfig
+from wmpo.policy.small import SmallPolicyConfig
+from wmpo.policy.small_flow import SmallFlowPolicyConfig
 from wmpo.report.run import StageLog
-from wmpo.reward.videomae import VideoMAERewardConfig
+from wmpo.reward.small import SmallRewardConfig
 from wmpo.stages import models
 from wmpo.stages.job import Job, commit, finish
 from wmpo.train.tokenizer import train_tokenizer
 from wmpo.train.world_model import train_world_model
-from wmpo.world_model.opensora import OpenSoraWorldModelConfig
 from wmpo.world_model.small import SmallWorldModel, SmallWorldModelConfig
 
 SHIPPED = Path(__file__).parent.parent / "pretrained"
@@ -114,7 +114,9 @@ def pretrained_path(name: str) -> Path | None:
 def check_weights(experiment: Experiment) -> None:
     """Raises ValueError when weights that the run begins with are missing, or were made for other pictures or sizes."""
     for config in (experiment.policy, experiment.world_model, experiment.reward):
-        if isinstance(config, OpenVLAOFTConfig | OpenSoraWorldModelConfig | VideoMAERewardConfig):
+        if not isinstance(
+            config, SmallPolicyConfig | SmallFlowPolicyConfig | SmallWorldModelConfig | SmallRewardConfig
+        ):
             config.check_weights()
     check_pretrained(experiment)
 

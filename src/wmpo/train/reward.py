@@ -29,6 +29,7 @@ from wmpo.rng import keyed
 from wmpo.train.fit import FitConfig, fit
 
 RewardNet = SmallReward | VideoMAEReward
+"""The classifiers that are trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
