@@ -80,7 +80,8 @@ def tiny() -> Experiment:
 
 def square() -> Experiment:
     """robosuite's Square, the paper's Square_D0, with its time limit, chunks and budget P, but small models and
-    pictures: for two CPU cores and some hours. Nothing is pretrained: the shipped weights have seen another robot."""
+    pictures. Nothing is pretrained: the shipped weights have seen another robot. Not tuned: no whole run was measured
+    yet."""
     return Experiment(
         env=RobosuiteConfig(task="Square"),
         max_chunks=23,

@@ -86,7 +86,7 @@ class StackThree(TableTask):
     def place(self) -> list[Placed]:
         cubes = (("cubeA", 0.02, RED), ("cubeB", 0.025, GREEN), ("cubeC", 0.02, BLUE))
         return [
-            Placed(BoxObject(name=name, size=[half] * 3, rgba=colour), half=0.1, yaw=(0, 2 * math.pi), drop=0.01)
+            Placed(BoxObject(name=name, size=[half] * 3, rgba=colour), half=0.1, yaw=(0.0, 2 * math.pi), drop=0.01)
             for name, half, colour in cubes
         ]
 
@@ -117,7 +117,7 @@ class ThreePieceAssembly(TableTask):
     def place(self) -> list[Placed]:
         quarter = (math.pi / 2, math.pi / 2)
         return [
-            Placed(self._frame(self.BASE), half=0.0, yaw=(0, 0), drop=0.001),
+            Placed(self._frame(self.BASE), half=0.0, yaw=(0.0, 0.0), drop=0.001),
             Placed(self._plate(self.FIRST), half=0.22, yaw=quarter, drop=0.001),
             Placed(self._bridge(self.SECOND), half=0.22, yaw=quarter, drop=0.001),
         ]
@@ -128,12 +128,12 @@ class ThreePieceAssembly(TableTask):
             ("left", (-4 * u, 0, 0), (u, 5 * u, u)), ("right", (4 * u, 0, 0), (u, 5 * u, u)),
             ("near", (0, -4 * u, 0), (3 * u, u, u)), ("far", (0, 4 * u, 0), (3 * u, u, u)),
         ]  # fmt: skip
-        return solid("base", (5 * u, 5 * u, u), boxes, GREY, density=10_000)  # so heavy that nothing moves it
+        return solid("base", (5 * u, 5 * u, u), boxes, GREY, density=10_000.0)  # so heavy that nothing moves it
 
     @staticmethod
     def _plate(u: float) -> CompositeObject:
         boxes = [("plate", (0, 0, -2 * u), (3 * u, 3 * u, u)), ("ridge", (0, 0, u), (u, 3 * u, 2 * u))]
-        return solid("piece_1", (3 * u, 3 * u, 3 * u), boxes, RED, density=100)
+        return solid("piece_1", (3 * u, 3 * u, 3 * u), boxes, RED, density=100.0)
 
     @staticmethod
     def _bridge(u: float) -> CompositeObject:
@@ -141,7 +141,7 @@ class ThreePieceAssembly(TableTask):
             ("left", (-2 * u, 0, -2 * u), (u, 3 * u, 2 * u)), ("right", (2 * u, 0, -2 * u), (u, 3 * u, 2 * u)),
             ("top", (0, 0, u), (3 * u, 3 * u, u)), ("knob", (0, 0, 3 * u), (u, u, u)),
         ]  # fmt: skip
-        return solid("piece_2", (3 * u, 3 * u, 4 * u), boxes, BLUE, density=100)
+        return solid("piece_2", (3 * u, 3 * u, 4 * u), boxes, BLUE, density=100.0)
 
     def _check_success(self) -> bool:
         base, first, second = map(self.position, ("base", "piece_1", "piece_2"))
