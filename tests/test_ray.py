@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import fake_ray
 import pytest
 import torch
 from miniatures import BINS, BanditEnv, TablePolicy, some_starts
@@ -92,6 +95,55 @@ def test_clusters_that_cannot_be_are_refused(config: ClusterConfig, says: str) -
         config.validate()
 
 
+TWO = ClusterConfig(samplers=2, gpus_per_sampler=0.25, learner_gpus=0.5)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Any:
+    ray = fake_ray.module({"CPU": 8.0, "GPU": 1.0})
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    return ray
+
+
+def test_actors_do_what_one_process_does(fake: Any, tmp_path: Path) -> None:
+    logits, metrics = trained(tmp_path / "local", ExecutionConfig())
+    found, said = trained(tmp_path / "ray", ExecutionConfig(backend="ray", cluster=TWO))
+    assert torch.equal(found, logits) and said == metrics
+    assert [actor.options["num_gpus"] for actor in fake.actors] == [0.25, 0.25, 0.5]
+    assert all(actor.dead for actor in fake.actors), "nothing stays behind"
+
+
+def same_as_local(sampler: RaySampler, spec: Spec, count: int) -> None:
+    local, weights = spec.sampler(), {"logits": torch.randn(4, BINS, generator=torch.Generator().manual_seed(0))}
+    for each in (sampler, local):
+        each.load(weights)
+    found, expected = sampler.run(some_starts(count), 1.0, 3), local.run(some_starts(count), 1.0, 3)
+    for name in ("tokens", "logprob", "executed", "success", "episode_id", "group"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+
+
+def test_actors_that_die_are_replaced_and_their_episodes_played_again(fake: Any, tmp_path: Path) -> None:
+    spec = Spec(str(tmp_path))
+    sampler = RaySampler(TWO, spec)
+    for actor in fake.actors:
+        actor.runs_left = 0
+    same_as_local(sampler, spec, 9)
+    assert len(fake.actors) == 4 and [actor.dead for actor in fake.actors] == [True, True, False, False]
+    same_as_local(sampler, spec, 1)
+    for actor in sampler.actors:
+        actor.runs_left = 0
+    with pytest.raises(RuntimeError, match="samplers died 1 times in one batch"):
+        sampler.config = replace(TWO, max_restarts=0)
+        sampler.run(some_starts(4), 1.0, 0)
+
+
+def test_what_an_actor_cannot_do_is_said_in_its_own_words(fake: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^/runs/mine is not there on gpu-7; all machines must share this folder$"):
+        RaySampler(TWO, Spec(str(tmp_path), damaged=True))
+    with pytest.raises(ValueError, match=r"2 samplers and a learner need 2.5 GPUs, but the Ray cluster has 1;"):
+        connect(replace(TWO, gpus_per_sampler=1.0))
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[ClusterConfig]:
     ray = pytest.importorskip("ray", reason="needs the extra ray: pip install 'wmpo[ray]'")
@@ -110,19 +162,13 @@ def test_two_samplers_and_a_learner_do_what_one_process_does(cluster: ClusterCon
 
 @pytest.mark.slow
 def test_a_sampler_that_is_killed_amid_its_episodes_loses_nothing(cluster: ClusterConfig, tmp_path: Path) -> None:
-    spec, weights = Spec(str(tmp_path), seconds=5.0), {"logits": torch.randn(4, BINS)}
-    sampler, local = RaySampler(cluster, spec), replace(spec, seconds=0.0).sampler()
-    for each in (sampler, local):
-        each.load(weights)
+    spec = Spec(str(tmp_path), seconds=5.0)
+    sampler = RaySampler(cluster, spec)
     import ray
 
     struck = ray.remote(num_cpus=0)(_kill_the_first).remote(str(tmp_path))
-    found = sampler.run(some_starts(9), 1.0, 3)
-    killed = ray.get(struck)
-    assert killed != os.getpid() and len(list(tmp_path.iterdir())) > 2, "another process took over"
-    expected = local.run(some_starts(9), 1.0, 3)
-    for name in ("tokens", "logprob", "executed", "success", "episode_id", "group"):
-        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+    same_as_local(sampler, spec, 9)
+    assert ray.get(struck) != os.getpid() and len(list(tmp_path.iterdir())) > 3, "another process took over"
     sampler.close()
 
 
