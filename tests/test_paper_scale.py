@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,18 +13,22 @@ import torch
 
 pytest.importorskip("transformers", reason="needs the extra hf: pip install 'wmpo[hf]'")
 
+import smolvla_miniature
 from commands import refused
 from finished_run import recorded
 from hf_miniatures import write_autoencoder, write_videomae
 from openvla_miniature import write_checkpoint
+from vlm_miniature import write_model
 
 import wmpo
 from wmpo.checkpoint import load_tensors
 from wmpo.config import Experiment, from_json, to_json
 from wmpo.data.lerobot import append_episodes
 from wmpo.policy.openvla_oft import OpenVLAOFT, OpenVLAOFTConfig
+from wmpo.policy.smolvla import SmolVLA, SmolVLAConfig
 from wmpo.recipes import RECIPES, tiny
 from wmpo.reward.videomae import VideoMAERewardConfig
+from wmpo.reward.vlm_judge import VLMJudge, VLMJudgeConfig
 from wmpo.rollout.run import run_episodes
 from wmpo.stages import models
 from wmpo.stages.guards import imagined_starts
@@ -45,6 +50,14 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_checkpoint(folder / "openvla")
     write_autoencoder(folder / "vae")
     write_videomae(folder / "videomae")
+    for name, write in (
+        ("smolvla", smolvla_miniature.write_checkpoint),
+        ("backbone", smolvla_miniature.write_backbone),
+    ):
+        (folder / name).mkdir()
+        write(folder / name)
+    (folder / "judge").mkdir()
+    write_model(folder / "judge")
     return folder
 
 
@@ -73,37 +86,73 @@ def experiment(weights: Path) -> Experiment:
         distillation=DistillConfig(enabled=True, fit=fit, finest=4, shortcut_steps=1),
         reward=VideoMAERewardConfig(folder=str(weights / "videomae"), window=2),
         reward_training=replace(small.reward_training, fit=fit),
-        improve=replace(small.improve, num_iterations=1, audit=replace(small.improve.audit, max_episodes=0)),
+        improve=replace(
+            small.improve, num_iterations=1, audit=replace(small.improve.audit, max_episodes=0),
+            groups=replace(small.improve.groups, num_groups=6),  # every start, also the one that is mixed
+        ),
         evaluate=replace(small.evaluate, num_test=2, num_videos=0, temperatures=(0.0, 1.0)),
     )  # fmt: skip
 
 
-def test_settings_of_other_kinds_survive_the_file(weights: Path) -> None:
-    wanted = experiment(weights)
+def another(weights: Path) -> Experiment:
+    """A flow policy and a judge without labels, with the small world model."""
+    wanted, small = experiment(weights), tiny()
+    return replace(
+        wanted,
+        policy=SmolVLAConfig(folder=str(weights / "smolvla"), backbone=str(weights / "backbone"), chunk_size=4),
+        world_model=small.world_model,
+        world_model_training=replace(
+            small.world_model_training, fit=replace(wanted.sft.fit, num_steps=12), check_every=6
+        ),
+        distillation=DistillConfig(),
+        reward=VLMJudgeConfig(folder=str(weights / "judge"), window=1, dtype="float32", question="task {instruction}"),
+    )
+
+
+@pytest.mark.parametrize("made", [experiment, another])
+def test_settings_of_other_kinds_survive_the_file(weights: Path, made: Callable[[Path], Experiment]) -> None:
+    wanted = made(weights)
     assert from_json(Experiment, json.loads(json.dumps(to_json(wanted)))) == wanted
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_the_whole_job_runs_with_the_networks_of_the_paper(weights: Path, given: Path, tmp_path: Path) -> None:
-    wanted = experiment(weights)
-    wanted = replace(
-        wanted,
-        demos=replace(wanted.demos, recorded=str(given / "demos")),
-        collect=replace(wanted.collect, recorded=str(given / "played")),
-    )
-    with open_job(tmp_path / "run", "tiny", wanted, seed=0, quiet=True) as job:
-        run_missing(job, whole(job)[:-1])
-        _let_some_succeed(job)
-        run_missing(job, whole(job))
-    with Job(job.root, experiment(weights), 0, quiet=True) as job:
-        evaluate(job)
+    job = _run(experiment(weights), given, tmp_path)
     results = json.loads((tmp_path / "run/results.json").read_text())
     assert results["real_episodes"]["test"] == 8
     assert results["config"]["policy"]["folder"].endswith("openvla")
     acted = wmpo.load_policy(tmp_path / "run/models/improved.safetensors").act(np.zeros((32, 32, 3), np.uint8))
     assert acted.shape == (4, 4) and np.isfinite(acted).all()
     _what_was_learned_is_kept(Job(job.root, job.experiment, 0))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_whole_job_runs_with_a_flow_policy_and_a_judge(weights: Path, given: Path, tmp_path: Path) -> None:
+    job = _run(another(weights), given, tmp_path)
+    base, improved = (load_tensors(job.root.model(name))[0] for name in ("base", "improved"))
+    assert any(not torch.equal(base[name], improved[name]) for name in base)
+    assert isinstance(models.load_policy(job.root, "improved"), SmolVLA)
+    judge = models.load_reward(job.root)
+    assert isinstance(judge, VLMJudge) and not load_tensors(job.root.model("reward"))[0]
+    assert judge.instruction == job.experiment.env.instruction()
+
+
+def _run(wanted: Experiment, given: Path, tmp_path: Path) -> Job:
+    """The stages on recorded episodes, then evaluation in the simulator."""
+    recorded = replace(
+        wanted,
+        demos=replace(wanted.demos, recorded=str(given / "demos")),
+        collect=replace(wanted.collect, recorded=str(given / "played")),
+    )
+    with open_job(tmp_path / "run", "tiny", recorded, seed=0, quiet=True) as job:
+        run_missing(job, whole(job)[:-1])
+        _let_some_succeed(job)
+        run_missing(job, whole(job))
+    with Job(job.root, wanted, 0, quiet=True) as job:
+        evaluate(job)
+    return job
 
 
 def _let_some_succeed(job: Job) -> None:

@@ -8,17 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from smolvla_miniature import ACTIONS, CHUNK, MAX_ACTIONS, published_tensors, write_checkpoint
 from torch import Tensor
 
 from wmpo.denoising import DenoisingConfig
 from wmpo.likelihood import NoiseKeys
 from wmpo.policy.codec import PathCodec
-from wmpo.policy.smolvla import SmolVLA, SmolVLAConfig
+from wmpo.policy.smolvla import SentenceReader, SmolVLA, SmolVLAConfig
 from wmpo.rng import keyed
 from wmpo.types import Observation
 
-pytest.importorskip("transformers", reason="needs the extra hf: pip install 'wmpo[hf]'")
+REASON = "needs the extra hf: pip install 'wmpo[hf]'"
+pytest.importorskip("transformers", reason=REASON)
+tokenizers = pytest.importorskip("tokenizers", reason=REASON)
+from smolvla_miniature import ACTIONS, CHUNK, MAX_ACTIONS, published_tensors, write_checkpoint  # noqa: E402
+
 pytestmark = pytest.mark.usefixtures("float32")
 WHOLE = PathCodec((0.0,) * MAX_ACTIONS, (1.0,) * MAX_ACTIONS, CHUNK)
 PUBLISHED = [
@@ -66,7 +69,7 @@ def test_it_denoises_as_the_published_code(checkpoint: Path) -> None:
 @torch.no_grad()
 def test_actions_are_causal_and_sentences_judged_by_themselves(checkpoint: Path) -> None:
     policy = config(checkpoint).build()
-    texts = "slowly", "push slowly the block"
+    texts = "slowly the block", "push slowly the block"
     states = torch.randn(2, 3, 2, ACTIONS, generator=torch.Generator().manual_seed(0))
     time = torch.tensor([[1.0, 0.5, 0.1], [0.9, 0.4, 0.2]])
     both = policy.velocity(policy(**seen_by(policy, *texts)), states, time)
@@ -75,8 +78,18 @@ def test_actions_are_causal_and_sentences_judged_by_themselves(checkpoint: Path)
     assert torch.allclose(alone, both[:1], atol=1e-5)
     first = policy.velocity(policy(**seen_by(policy, *texts)), states[:, :, :1], time)
     assert torch.allclose(first, both[:, :, :1], atol=1e-5)
-    other = policy.velocity(policy(**seen_by(policy, "block", texts[1])), states, time)
+    other = policy.velocity(policy(**seen_by(policy, "push the block", texts[1])), states, time)
     assert (other[0] - both[0]).abs().max() > 1e-3 and torch.allclose(other[1], both[1], atol=1e-5)
+
+
+def test_instructions_end_with_the_newline_of_training(tmp_path: Path) -> None:
+    words = tokenizers.models.WordLevel({"<unk>": 0, "push": 1, "push\n": 2}, unk_token="<unk>")
+    tokenizer = tokenizers.Tokenizer(words)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split(" ", "removed")
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    reader = SentenceReader(tmp_path, 3)
+    assert reader.read("push push") == reader.read("push push\n") == [1, 2]
+    assert reader.read("push push push push") == [1, 1, 1]
 
 
 def test_what_is_drawn_is_judged_alike_and_teaches_the_expert_only(checkpoint: Path) -> None:

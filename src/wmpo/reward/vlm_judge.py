@@ -67,7 +67,8 @@ class VLMJudgeConfig:
             raise ValueError(f"reward.dtype {self.dtype!r} must be one of {', '.join(DTYPES)}")
         folder = WeightFolder(self.folder)
         processor = read_processor(folder.path)
-        if not processor.chat_template:
+        template = processor.chat_template or processor.tokenizer.chat_template
+        if not template:
             raise ValueError(f"{folder.path} has no chat template; name a model that was tuned to follow instructions")
         answers = [answer_ids(processor.tokenizer, word, folder.path) for word in ("yes", "no")]
         if not set(answers[0]).isdisjoint(answers[1]):
@@ -81,7 +82,8 @@ class VLMJudgeConfig:
             )  # fmt: skip
         content = [{"type": "image"}] * self.window
         content.append({"type": "text", "text": self.question.format(instruction=instruction)})
-        prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        asked = [{"role": "user", "content": content}]
+        prompt = processor.apply_chat_template(asked, chat_template=template, add_generation_prompt=True)
         return VLMJudge(self, net, processor, prompt, answers, instruction).to(best_device()).eval()
 
 
