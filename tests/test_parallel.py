@@ -104,6 +104,7 @@ def learn_and_resume(team: Team, shards: int) -> None:
     assert_same(again, one)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float32")
 def test_one_rank_learns_like_no_rank_and_its_checkpoints_are_whole(alone: Team) -> None:
     learn_and_resume(alone, shards=0)

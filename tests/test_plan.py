@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from commands import refused
+from commands import wmpo
 from miniatures import decisions, some_starts
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -17,7 +18,7 @@ from wmpo.envs.imagined import ImaginedEnv
 from wmpo.policy.codec import ActionCodec
 from wmpo.policy.openvla_oft import OpenVLAOFTConfig
 from wmpo.policy.small import SmallPolicy, SmallPolicyConfig
-from wmpo.recipes import recipe, tiny
+from wmpo.recipes import tiny
 from wmpo.reward.small import SmallReward, SmallRewardConfig
 from wmpo.reward.videomae import VideoMAERewardConfig
 from wmpo.rl.grpo import GRPOConfig, GRPOLearner
@@ -95,26 +96,32 @@ def test_a_learner_does_and_holds_what_is_counted() -> None:
 
 
 def test_more_gpus_shorten_what_is_spread_and_divide_the_learner() -> None:
-    one, eight = (plan(recipe("quickstart"), Hardware(gpus=gpus)) for gpus in (1, 8))
-    (alone, together) = (next(s for s in found.stages if s.name == "improve") for found in (one, eight))
+    one, eight = (plan(tiny(), Hardware(gpus=gpus)) for gpus in (1, 8))
+    (alone, together) = (found.stages[-1] for found in (one, eight))
     assert (alone.gpus, together.gpus) == (1, 8) and alone.operations == together.operations
-    assert together.memory.optimizer == alone.memory.optimizer // 8 and together.memory.others == alone.memory.others
+    assert together.memory.optimizer == alone.memory.optimizer // 8
+    assert together.memory.others == alone.memory.others + one.networks[0].weight_bytes, "rank 0 has a copy for audits"
     hardware = Hardware(gpus=8)
     assert hardware.seconds(together.operations, 8) == pytest.approx(hardware.seconds(alone.operations, 1) / 8)
-    assert [stage.name for stage in one.stages] == ["sft", "world-model", "reward", "clone", "improve"]
-    assert [stage.gpus for stage in eight.stages] == [1, 1, 1, 1, 8]
+    assert [stage.name for stage in one.stages] == ["sft", "tokenizer", "world-model", "reward", "clone", "improve"]
+    assert [stage.gpus for stage in eight.stages] == [1, 1, 1, 1, 1, 8]
+    small = Hardware(gpus=8, gpu_memory=0.001)
+    said = describe(eight, small)
+    assert "improve does not fit into 0.001 GB; what helps: --improve.grpo.micro-batch" in said
+    assert "real episodes of up to 24 steps" in said
 
 
-def test_what_does_not_fit_is_said_with_what_helps() -> None:
-    hardware = Hardware(gpus=2, gpu_memory=0.1)
-    said = describe(plan(recipe("quickstart"), hardware), hardware)
-    assert "improve does not fit into 0.1 GB; what helps: --improve.grpo.micro-batch" in said
-    assert "real episodes of up to 48 steps" in said
+@pytest.mark.parametrize(("hardware", "says"), [({"gpus": 0}, "--gpus 0"), ({"utilisation": 2.0}, "--utilisation 2.0")])
+def test_impossible_hardware_is_refused_in_words(hardware: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        Hardware(**hardware).validate()
 
 
-def test_impossible_hardware_is_refused_in_words(tmp_path: Path) -> None:
-    assert "--gpus 0" in refused("plan", "tiny", "--gpus", "0", cwd=tmp_path)
-    assert "--utilisation 2.0" in refused("plan", "tiny", "--utilisation", "2", cwd=tmp_path)
+@pytest.mark.slow
+def test_the_plan_of_a_recipe_is_printed_and_follows_its_flags(tmp_path: Path) -> None:
+    said = wmpo("plan", "tiny", "--gpus", "2", "--improve.grpo.micro-batch", "8", cwd=tmp_path)
+    assert said.returncode == 0 and "world-model" in said.stdout and not list(tmp_path.iterdir())
+    assert "--gpus 0" in wmpo("plan", "tiny", "--gpus", "0", cwd=tmp_path).stderr
 
 
 @pytest.mark.external
