@@ -7,9 +7,9 @@ Gaussian, and the log-probability of a chunk is the sum over its steps (for robo
 
 Differs from Flow-GRPO: a step is not Euler-Maruyama but DDIM's (arXiv 2010.02502), in the limit of small steps with
 ``a = sqrt(2) * noise_level``. It has no pole at t = 1, errs to too little noise instead of too much where steps are
-few, and is the Euler step without noise. The last step, which would be deterministic, keeps ``min_std``, or the weights could move the actions unseen
-by the likelihood. A policy's tokens are the paths of its N numbers, S + 1 floats each, so that whatever is recorded of
-an episode can be judged again.
+few, and is the Euler step without noise. The last step, which would be deterministic, keeps ``min_std``, or the weights
+could move the actions unseen by the likelihood. A policy's tokens are the paths of its N numbers, S + 1 floats each, so
+that whatever is recorded of an episode can be judged again.
 """
 
 from __future__ import annotations
