@@ -205,7 +205,8 @@ def _opensora(config: OpenSoraWorldModelConfig, experiment: Experiment, action_d
         remember = operations(lambda: net.remember(context, config.context_noise, size))
         whole = operations(lambda: step(net))
         decode = frames * operations(lambda: vae.decode(torch.zeros(1, channels, cells, cells)).sample)
-    imagine = remember + config.euler_steps * (whole - remember) + decode
+    num_steps = experiment.distillation.shortcut_steps if experiment.distillation.enabled else config.euler_steps
+    imagine = remember + num_steps * (whole - remember) + decode
     weights = sum(p.numel() * p.element_size() for p in vae.parameters())
     return DreamFootprint(net=training, imagine=imagine, frame=0, extra_bytes=weights)
 
