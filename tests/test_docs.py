@@ -35,7 +35,7 @@ def blocks(language: str) -> Iterator[tuple[Path, str]]:
 
 def commands(first: str) -> list[list[str]]:
     """Each once: lines of shell blocks, and code between words that is a whole command."""
-    lines = [line for _, body in blocks("sh") for line in body.splitlines()]
+    lines = [line for _, body in blocks("sh") for line in body.replace("\\\n", " ").splitlines()]
     lines += [code for page in PAGES for code in re.findall(rf"`({first} [^`\n]+)`", page.read_text())]
     found = {tuple(shlex.split(line, comments=True)) for line in lines if line.startswith(f"{first} ")}
     return sorted(list(words[1:]) for words in found if not {"COMMAND", "STAGE", "RECIPE", "RUN"} & set(words))
