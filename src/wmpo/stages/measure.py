@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,8 @@ def evaluate(job: Job) -> None:
     }
     learn, held_out = job.collected()
     begun = imagined_starts([*learn, *held_out])
-    results["imagined"] = {name: _imagined_success(job, policy, begun) for name, policy in policies.items()}
+    rounds = {"base": 1, "improved": job.round}
+    results["imagined"] = {name: _imagined_success(job, rounds[name], policy) for name, policy in policies.items()}
     dreamt = ", ".join(f"{name} {100 * rate:.0f} %" for name, rate in results["imagined"].items())
     log.note(f"imagined success: {dreamt}")
     results["throughput"] = _throughput(job, policies["base"], env, begun)
@@ -142,10 +144,12 @@ def _compare(job: Job, outcomes: dict[str, dict[str, Outcomes]]) -> dict[str, An
     return summaries | {"difference": gains}
 
 
-def _imagined_success(job: Job, policy: PolicyNet, starts: Starts) -> float:
-    """Over the start states of the collected episodes, sampled: to be compared with what collection measured."""
-    temperature = job.experiment.improve.temperature
-    rollouts = run_episodes(imagined_env(job, job.round), policy, starts, temperature=temperature, seed=job.seed)
+def _imagined_success(job: Job, number: int, policy: PolicyNet) -> float:
+    """In the dream of a round, from where the episodes began that it has learned from, sampled. The base policy's is to
+    be compared with what the first collection measured: a later dream has seen little of what that policy does."""
+    temperature, (learn, held_out) = job.experiment.improve.temperature, replace(job, round=number).collected()
+    starts = imagined_starts([*learn, *held_out])
+    rollouts = run_episodes(imagined_env(job, number), policy, starts, temperature=temperature, seed=job.seed)
     return float(rollouts.success.float().mean())
 
 
