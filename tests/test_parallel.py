@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -68,10 +69,11 @@ def assert_same(found: Learner, expected: Learner) -> None:
             assert torch.equal(weights[own], tensor) and torch.equal(found.policy.state_dict()[own], tensor), name
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
-    """A team of one, which goes through the same sharding and collectives."""
-    meeting = f"file://{tmp_path_factory.mktemp('team') / 'ranks'}"
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[Team]:
+    """A team of one, which goes through the same sharding and collectives. Ended with each test: a process is in one
+    team at a time."""
+    meeting = f"file://{tmp_path / 'ranks'}"
     team = Team(0, 1, local_rank=0, local_size=1, meeting=meeting)
     yield team
     team.dismiss()
