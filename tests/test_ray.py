@@ -148,9 +148,12 @@ def test_what_an_actor_cannot_do_is_said_in_its_own_words(fake: Any, tmp_path: P
 def cluster() -> Iterator[ClusterConfig]:
     ray = pytest.importorskip("ray", reason="needs the extra ray: pip install 'wmpo[ray]'")
     config = ClusterConfig(samplers=2)
-    connect(config)
-    yield config
-    ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        places = str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])
+        patch.setenv("PYTHONPATH", os.pathsep.join(places))  # actors import this file too
+        connect(config)
+        yield config
+        ray.shutdown()
 
 
 @pytest.mark.slow
