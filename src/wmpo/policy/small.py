@@ -16,13 +16,13 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from wmpo.nn import Block, ResidualConv, best_device, to_unit
-from wmpo.policy.codec import ActionCodec
+from wmpo.policy.codec import ActionCodec, PathCodec
 from wmpo.types import Observation
 
 
 @dataclass(frozen=True, kw_only=True)
-class SmallPolicyConfig:
-    """Sizes of the small policy."""
+class TrunkConfig:
+    """Sizes that the small policies share."""
 
     dim: int = 128
     "Width of the transformer."
@@ -30,10 +30,21 @@ class SmallPolicyConfig:
     "Transformer blocks."
     num_heads: int = 4
     "Attention heads."
-    num_bins: int = 41
-    "Bins of one action token."
     chunk_size: int = 4
     "Actions decoded at once (K)."
+
+    def validate(self) -> None:
+        """Raises ValueError, naming flag and value."""
+        if self.dim % self.num_heads:
+            raise ValueError(f"policy.num_heads {self.num_heads} must divide policy.dim {self.dim}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmallPolicyConfig(TrunkConfig):
+    """Sizes of the small policy."""
+
+    num_bins: int = 41
+    "Bins of one action token."
 
     def build(self, codec: ActionCodec, image_size: int) -> SmallPolicy:
         return SmallPolicy(self, codec, image_size).to(best_device())
@@ -45,11 +56,6 @@ class SmallPolicyConfig:
     def restore(self, about: dict[str, Any]) -> SmallPolicy:
         """An untrained policy as another one's ``about()`` says."""
         return self.build(ActionCodec.restore(about["codec"]), about["image_size"])
-
-    def validate(self) -> None:
-        """Raises ValueError, naming flag and value."""
-        if self.dim % self.num_heads:
-            raise ValueError(f"policy.num_heads {self.num_heads} must divide policy.dim {self.dim}")
 
 
 class TextEncoder(nn.Module):
@@ -85,8 +91,12 @@ class TextEncoder(nn.Module):
 class Trunk(nn.Module):
     """Convolutional stem -> visual tokens, text tokens and learned queries -> transformer -> queries (B, Q, D)."""
 
-    def __init__(self, dim: int, depth: int, num_heads: int, *, num_queries: int, image_size: int) -> None:
+    config: TrunkConfig
+    codec: ActionCodec | PathCodec
+
+    def __init__(self, sizes: TrunkConfig, *, num_queries: int, image_size: int) -> None:
         super().__init__()
+        dim, num_heads = sizes.dim, sizes.num_heads
         half, grid = dim // 2, image_size // 16
         self.image_size = image_size
         self.stem = nn.Sequential(
@@ -101,8 +111,12 @@ class Trunk(nn.Module):
         self.position = nn.Parameter(0.02 * torch.randn(grid * grid, dim))
         self.text = TextEncoder(dim, num_heads)
         self.queries = nn.Parameter(0.02 * torch.randn(num_queries, dim))
-        self.blocks = nn.ModuleList(Block(dim, num_heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(dim, num_heads) for _ in range(sizes.depth))
         self.norm = nn.LayerNorm(dim)
+
+    def about(self) -> dict[str, Any]:
+        """What ``restore`` needs, as JSON."""
+        return {"config": asdict(self.config), "codec": asdict(self.codec), "image_size": self.image_size}
 
     def prepare(self, observation: Observation) -> Mapping[str, Tensor]:
         """Tensors for ``__call__``; raises ValueError for frames of another size."""
@@ -125,18 +139,15 @@ class Trunk(nn.Module):
 class SmallPolicy(Trunk):
     """N queries and a linear layer: logits [B, N, V]."""
 
+    config: SmallPolicyConfig
+    codec: ActionCodec
+
     def __init__(self, config: SmallPolicyConfig, codec: ActionCodec, image_size: int) -> None:
         if codec.chunk_size != config.chunk_size or codec.num_bins != config.num_bins:
             raise ValueError(f"codec {codec} does not fit policy {config}")
-        super().__init__(
-            config.dim, config.depth, config.num_heads, num_queries=codec.num_tokens, image_size=image_size
-        )
+        super().__init__(config, num_queries=codec.num_tokens, image_size=image_size)
         self.config, self.codec = config, codec
         self.head = nn.Linear(config.dim, config.num_bins)
-
-    def about(self) -> dict[str, Any]:
-        """What ``restore`` needs, as JSON."""
-        return {"config": asdict(self.config), "codec": asdict(self.codec), "image_size": self.image_size}
 
     def forward(self, frame: UInt8[Tensor, "B h w 3"], text: Tensor) -> Float[Tensor, "B N V"]:
         return self.head(self.read(frame, text)).float()

@@ -7,7 +7,7 @@ denoising step, which costs little beside the trunk.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,30 +17,21 @@ from torch import Tensor, nn
 from wmpo.denoising import DenoisingConfig, PathLikelihood
 from wmpo.nn import best_device
 from wmpo.policy.codec import PathCodec
-from wmpo.policy.small import Trunk
+from wmpo.policy.small import Trunk, TrunkConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class SmallFlowPolicyConfig:
+class SmallFlowPolicyConfig(TrunkConfig):
     """Sizes of the small flow policy."""
 
-    dim: int = 128
-    "Width of the transformer."
-    depth: int = 3
-    "Transformer blocks."
-    num_heads: int = 4
-    "Attention heads."
     hidden: int = 256
     "Width of the velocity's network."
-    chunk_size: int = 4
-    "Actions decoded at once (K)."
     denoising: DenoisingConfig = field(default_factory=lambda: DenoisingConfig(num_steps=5, times_per_sample=8))
     "How chunks are drawn."
 
     def validate(self) -> None:
         """Raises ValueError, naming flag and value."""
-        if self.dim % self.num_heads:
-            raise ValueError(f"policy.num_heads {self.num_heads} must divide policy.dim {self.dim}")
+        super().validate()
         self.denoising.validate()
 
     def fit(self, actions: Float[Tensor, "S A"], image_size: int) -> SmallFlowPolicy:
@@ -84,18 +75,15 @@ class Velocity(nn.Module):
 class SmallFlowPolicy(Trunk):
     """A :class:`wmpo.denoising.FlowPolicy`."""
 
+    config: SmallFlowPolicyConfig
+    codec: PathCodec
+
     def __init__(self, config: SmallFlowPolicyConfig, codec: PathCodec, image_size: int) -> None:
         if codec.chunk_size != config.chunk_size:
             raise ValueError(f"codec {codec} does not fit policy {config}")
-        super().__init__(
-            config.dim, config.depth, config.num_heads, num_queries=config.chunk_size, image_size=image_size
-        )
+        super().__init__(config, num_queries=config.chunk_size, image_size=image_size)
         self.config, self.codec = config, codec
         self.field = Velocity(config.chunk_size * config.dim, codec.num_tokens, config.hidden)
-
-    def about(self) -> dict[str, Any]:
-        """What ``restore`` needs, as JSON."""
-        return {"config": asdict(self.config), "codec": asdict(self.codec), "image_size": self.image_size}
 
     @property
     def likelihood(self) -> PathLikelihood:
