@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,6 +59,17 @@ class WeightFolder:
         if optional and not path.exists():
             return {}
         return _read(path)
+
+    def begin_copy(self, target: str | Path) -> Path:
+        """A folder with all files but the weights, which the caller writes. Raises ValueError if it is this one."""
+        target = Path(target)
+        if target.resolve() == self.path.resolve():
+            raise ValueError(f"{target} is the folder that the policy was read from; name another one")
+        target.mkdir(parents=True, exist_ok=True)
+        for path in self.path.iterdir():
+            if path.is_file() and path.name not in self._shard_of.values():
+                shutil.copyfile(path, target / path.name)
+        return target
 
     def __contains__(self, name: str) -> bool:
         return name in self._shard_of

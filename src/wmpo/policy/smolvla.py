@@ -10,7 +10,6 @@ pad actions to the network's width stay zero on the way, where the published sam
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -59,7 +58,8 @@ class SmolVLAConfig:
 
     def check_weights(self) -> None:
         """Raises ValueError, naming folder and fix, before anything is played, when weights are missing or foreign."""
-        read_settings(WeightFolder(self.folder), self.chunk_size)
+        content = read_settings(WeightFolder(self.folder), self.chunk_size)
+        read_backbone(Path(self.backbone).expanduser(), content)
 
     def fit(self, actions: Float[Tensor, "S A"], image_size: int) -> SmolVLA:
         """The checkpoint, for actions such as the recorded ones or, if it is fine-tuned, for those of its own."""
@@ -248,13 +248,8 @@ class SmolVLA(nn.Module):
     def export(self, target: str | Path) -> None:
         """Writes a folder in the published format; tensors without a part here are copied. Of the codec mean and
         deviation are kept, the format knows no limits of actions."""
-        source, target = WeightFolder(self.config.folder), Path(target)
-        if target.resolve() == source.path.resolve():
-            raise ValueError(f"{target} is the folder that the policy was read from; name another one")
-        target.mkdir(parents=True, exist_ok=True)
-        for path in source.path.iterdir():
-            if path.is_file() and path.name != "model.safetensors":
-                shutil.copyfile(path, target / path.name)
+        source = WeightFolder(self.config.folder)
+        target = source.begin_copy(target)
         own, scale = self.net.state_dict(), torch.tensor(self.codec.scale)
         actions = {"action.mean": torch.tensor(self.codec.center), "action.std": scale}
         named = statistics_file(source)
