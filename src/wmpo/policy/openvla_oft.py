@@ -10,7 +10,6 @@ processor does, and without the JPEG round trip and the Lanczos filter of its si
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -66,6 +65,10 @@ class OpenVLAOFTConfig:
                 f"policy.chunk_size {self.chunk_size} must be at least 1, policy.lora_rank {self.lora_rank} and "
                 f"policy.improve_lora_rank {self.improve_lora_rank} at least 0"
             )
+
+    def settled(self) -> OpenVLAOFTConfig:
+        """After sft: what is trained then."""
+        return replace(self, lora_rank=self.improve_lora_rank)
 
     def check_weights(self) -> None:
         """Raises ValueError, naming folder and fix, before anything is played, when weights are missing or foreign."""
@@ -257,10 +260,9 @@ class OpenVLAOFT(nn.Module):
 
     def settle(self) -> OpenVLAOFT:
         """Makes low-rank updates part of the weights, and begins those of improvement; in place."""
-        rank = self.config.improve_lora_rank
-        self.config, self.net = replace(self.config, lora_rank=rank), without_lora(self.net)
-        if rank:
-            add_lora(self.net, rank)
+        self.config, self.net = self.config.settled(), without_lora(self.net)
+        if self.config.lora_rank:
+            add_lora(self.net, self.config.lora_rank)
         return self
 
     def train(self, mode: bool = True) -> OpenVLAOFT:
@@ -289,13 +291,8 @@ class OpenVLAOFT(nn.Module):
     @torch.no_grad()
     def export(self, target: str | Path) -> None:
         """Writes a folder in the published format: low-rank updates are merged, tensors without a part are copied."""
-        source, target = WeightFolder(self.config.folder), Path(target)
-        if target.resolve() == source.path.resolve():
-            raise ValueError(f"{target} is the folder that the policy was read from; name another one")
-        target.mkdir(parents=True, exist_ok=True)
-        for path in source.path.iterdir():
-            if path.is_file() and path.suffix != ".safetensors":
-                shutil.copyfile(path, target / path.name)
+        source = WeightFolder(self.config.folder)
+        target = source.begin_copy(target)
         depths = prismatic.depth_of(source, prismatic.DINO), prismatic.depth_of(source, prismatic.SIGLIP)
         own = merged(self.net)
         for shard, tensors in source.shards():

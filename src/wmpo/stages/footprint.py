@@ -93,7 +93,8 @@ def policy_footprint(experiment: Experiment, action_dim: int) -> Footprint:
     size = experiment.env.image_size
     if isinstance(config, OpenVLAOFTConfig):
         return _openvla(config, action_dim)
-    assert isinstance(config, SmallPolicyConfig)
+    if not isinstance(config, SmallPolicyConfig):
+        raise ValueError(f"wmpo plan does not count policies of kind {type(config).__name__} yet")
     codec = ActionCodec((-1.0,) * action_dim, (1.0,) * action_dim, config.chunk_size, config.num_bins)
     net = SmallPolicy(config, codec, size)
     seen = net.prepare(Observation(frame=torch.zeros(1, size, size, 3, dtype=torch.uint8), instruction=("do it",)))
@@ -215,7 +216,8 @@ def reward_footprint(experiment: Experiment) -> Footprint:
     config: Any = experiment.reward
     if isinstance(config, VideoMAERewardConfig):
         return _videomae(config)
-    assert isinstance(config, SmallRewardConfig)
+    if not isinstance(config, SmallRewardConfig):
+        raise ValueError(f"wmpo plan does not count classifiers of kind {type(config).__name__} yet")
     size = experiment.env.image_size
     clips = torch.zeros(1, config.window, size, size, 3, dtype=torch.uint8)
     return measure("reward model", SmallReward(config, size).eval(), lambda model: model(clips))

@@ -7,7 +7,7 @@ episodes, audits, evaluation and the simulator are not in it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wmpo.config import Experiment
@@ -97,7 +97,9 @@ def plan(experiment: Experiment, hardware: Hardware) -> Plan:
     hardware.validate()
     action_dim = Job(RunFolder(Path()), experiment, 0).action_dim
     policy, reward = policy_footprint(experiment, action_dim), reward_footprint(experiment)
-    dream = dream_footprint(experiment, action_dim)
+    dream, settled = dream_footprint(experiment, action_dim), policy
+    if isinstance(experiment.policy, OpenVLAOFTConfig):
+        settled = policy_footprint(replace(experiment, policy=experiment.policy.settled()), action_dim)
     networks, stages = [policy, dream.net, reward], [_fit("sft", policy, experiment.sft.fit)]
     dreamer = experiment.world_model
     if isinstance(dreamer, SmallWorldModelConfig) and dreamer.pretrained == "none":
@@ -108,8 +110,8 @@ def plan(experiment: Experiment, hardware: Hardware) -> Plan:
         _fit("reward", reward, experiment.reward_training.fit, experiment.num_rounds),
     ]
     if experiment.clone.enabled:
-        stages.append(_fit("clone", policy, experiment.clone.sft.fit, experiment.num_rounds))
-    stages.append(_improve(experiment, hardware, policy, dream, reward))
+        stages.append(_fit("clone", settled, experiment.clone.sft.fit, experiment.num_rounds))
+    stages.append(_improve(experiment, hardware, settled, dream, reward))
     episodes = _real_episodes(experiment)
     steps = episodes * experiment.max_chunks * experiment.policy.chunk_size
     return Plan(networks=tuple(networks), stages=tuple(stages), real_episodes=episodes, real_steps=steps)
@@ -162,7 +164,7 @@ def _improve(
     learned = chunks * config.grpo.num_epochs * learned_decision(experiment, policy)
     caps = config.groups.max_rounds if config.groups.dynamic_sampling else 1
     shards = experiment.execution.shards or min(hardware.gpus, hardware.gpus_per_machine)
-    copies = 1 if hardware.gpus == 1 else 2  # the sampler's and, beside a sharded learner, rank 0's for audits
+    copies = 1 if hardware.gpus == 1 else 2  # what is published and, beside a sharded learner, rank 0's own
     networks = copies * policy.weight_bytes + dream.net.weight_bytes + dream.extra_bytes + reward.weight_bytes
     minibatch = -(-episodes * chunks // (config.grpo.num_minibatches * hardware.gpus))
     memory = Memory(
