@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,20 +28,11 @@ class Shared:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Naming:
-    """Which parts of a dataset are read."""
-
-    camera: str | None = None
-    "Name of the pictures; needed when there are several."
-    action: str | None = None
-    "Name of the actions; several with commas are put one behind the other."
-    success: str | None = None
-    "Name of the reward or flag that is 1 once the task is solved."
-    split: str | None = None
-    "Split (RLDS) or filter key (robomimic)."
+class Naming(Keys):
+    """Settings of commands that read a dataset."""
 
     def keys(self) -> Keys:
-        return Keys(camera=self.camera, action=self.action, success=self.success, split=self.split)
+        return Keys(**{part.name: getattr(self, part.name) for part in fields(Keys)})
 
 
 def check_port(port: int) -> None:

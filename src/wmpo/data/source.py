@@ -18,7 +18,7 @@ class Keys:
     """Which parts of a dataset are meant; None: the usual one of its format, or the only one there is."""
 
     camera: str | None = None
-    "Name of the pictures."
+    "Name of the pictures; needed when there are several."
     action: str | None = None
     "Name of the actions; several, with commas between them, are put one behind the other."
     success: str | None = None
