@@ -40,7 +40,7 @@ class MetaWorldConfig:
 
     @property
     def rate(self) -> int:
-        return round(80 / max(self.action_repeat, 1))
+        return round(80 / max(self.action_repeat, 1))  # protocols are checked by reading it, before ``validate``
 
     def with_task(self, task: str) -> MetaWorldConfig:
         return replace(self, task=task)

@@ -49,7 +49,7 @@ def grpo_real(job: Job) -> None:
     policy = models.load_policy(job.root, "base")
     seeds = start_seeds("collection", job.seed, 0, budget)
     summary = improve(
-        LocalSampler(env, models.load_policy(job.root, "base")),
+        LocalSampler(env, policy),
         GRPOLearner(policy, config.grpo, temperature=config.temperature),
         simulator_starts(seeds, experiment.env.instruction()),
         config,

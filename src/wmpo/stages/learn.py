@@ -219,7 +219,7 @@ def improve(job: Job) -> None:
         config = replace(config, audit=replace(config.audit, max_episodes=0))
     (dream, guards), policy = guarded_env(job, held_out), first_policy(job)
     real = job.real_env(Purpose("audit", ""), frame_stride=1)
-    own = LocalSampler(dream, first_policy(job))  # it gets the learner's weights
+    own = LocalSampler(dream, policy)  # it never plays while the learner is amid a step
     spec = ImproveSpec(job.root.path.resolve(), experiment, job.seed, job.round)
     with workers(
         experiment.execution, spec, own, policy, config.grpo, temperature=config.temperature
