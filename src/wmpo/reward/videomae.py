@@ -38,9 +38,19 @@ class VideoMAERewardConfig:
     window: int = 8
     "Consecutive frames in a clip (W)."
 
-    def check_weights(self) -> None:
-        """Raises ValueError, naming folder and fix, before anything is played, when weights are missing."""
-        WeightFolder(self.folder)
+    def check_weights(self) -> dict[str, Any]:
+        """Raises ValueError, naming value and fix, before anything is played, when it cannot be built so. Returns the
+        folder's ``config.json``."""
+        folder = WeightFolder(self.folder)
+        content = folder.json("config.json")
+        if content.get("model_type") != "videomae":
+            raise ValueError(f"{folder.path / 'config.json'} is of a {content.get('model_type')}, not a videomae")
+        if self.window < 1 or self.window % content.get("tubelet_size", 2):
+            raise ValueError(
+                f"reward.window {self.window} must be a multiple of {content.get('tubelet_size', 2)}, the frames that "
+                "VideoMAE reads as one"
+            )
+        return content
 
     def restore(self, about: dict[str, Any]) -> VideoMAEReward:
         """The checkpoint with the threshold of a classifier that was trained from it."""
@@ -53,14 +63,7 @@ class VideoMAERewardConfig:
         folder = WeightFolder(self.folder)
         with libraries():
             from transformers import VideoMAEConfig, VideoMAEForVideoClassification
-        content = folder.json("config.json")
-        if content.get("model_type") != "videomae":
-            raise ValueError(f"{folder.path / 'config.json'} is of a {content.get('model_type')}, not a videomae")
-        if self.window < 1 or self.window % content.get("tubelet_size", 2):
-            raise ValueError(
-                f"reward.window {self.window} must be a multiple of {content.get('tubelet_size', 2)}, the frames that "
-                "VideoMAE reads as one"
-            )
+        content = self.check_weights()
         settings = VideoMAEConfig(**content | {"num_frames": self.window, "num_labels": 2})
         net = VideoMAEForVideoClassification(settings)
         _load(net, folder)

@@ -48,7 +48,13 @@ class VLMJudgeConfig:
     "Type of the weights: bfloat16 or float32."
 
     def check_weights(self) -> None:
-        """Raises ValueError, naming folder and fix, before anything is played, when weights are missing."""
+        """Raises ValueError, naming value and fix, before anything is played, when it cannot be built so."""
+        if self.window < 1 or self.batch_size < 1:
+            raise ValueError(f"reward.window {self.window} and batch_size {self.batch_size} must be at least 1")
+        if "{instruction}" not in self.question:
+            raise ValueError(f"reward.question {self.question!r} must hold {{instruction}}, or every task is the same")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"reward.dtype {self.dtype!r} must be one of {', '.join(DTYPES)}")
         WeightFolder(self.folder)
 
     def restore(self, about: dict[str, Any]) -> VLMJudge:
@@ -59,12 +65,7 @@ class VLMJudgeConfig:
 
     def build(self, instruction: str) -> VLMJudge:
         """The judge of one task. Raises ValueError that names what is missing or foreign."""
-        if self.window < 1 or self.batch_size < 1:
-            raise ValueError(f"reward.window {self.window} and batch_size {self.batch_size} must be at least 1")
-        if "{instruction}" not in self.question:
-            raise ValueError(f"reward.question {self.question!r} must hold {{instruction}}, or every task is the same")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"reward.dtype {self.dtype!r} must be one of {', '.join(DTYPES)}")
+        self.check_weights()
         folder = WeightFolder(self.folder)
         processor = read_processor(folder.path)
         template = processor.chat_template or processor.tokenizer.chat_template
