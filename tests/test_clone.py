@@ -6,12 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from finished_run import finished_run
+from finished_run import finished_run, recorded
 from torch import nn
 
 from wmpo.data.episode import Episode
+from wmpo.data.lerobot import append_episodes
+from wmpo.envs.ledger import Ledger
+from wmpo.evaluation.policy import Outcomes
 from wmpo.policy.small import SmallPolicy
 from wmpo.stages import learn
 from wmpo.stages.job import Job
@@ -54,3 +58,37 @@ def test_without_it_a_round_begins_with_the_policy_as_it_is(job: Job) -> None:
     learn.clone_successes(job)
     assert equal(learn.first_policy(job), learn.policy_of(job, 1))
     assert job.folder.summary("clone") and not job.folder.model("cloned").exists()
+
+
+@pytest.mark.parametrize(("rates", "left"), [((1.0, 0.55), 2), ((0.4,), 3), ((1.0, 1.0, 1.0), 1)])
+def test_a_base_policy_that_solves_too_much_is_cloned_again_from_fewer_demonstrations(
+    rates: tuple[float, ...], left: int, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within one standard error of the bound (9 of 16 starts) is near enough."""
+    asked, cloned = list(rates), []
+
+    def measured(job: Job, log: object, env: object, policy: SmallPolicy, name: str) -> Outcomes:
+        success = np.arange(16) < round(16 * asked.pop(0))
+        return Outcomes(success=success, num_steps=np.full(16, 9), temperature=0.0)
+
+    monkeypatch.setattr(learn, "best_decoding", measured)
+    clone = learn.clone
+    monkeypatch.setattr(learn, "clone", lambda p, e, *args, **kw: (cloned.append(len(e)), clone(p, e, *args, **kw)))
+    job.experiment = replace(job.experiment, demos=replace(job.experiment.demos, base_at_most=0.5))
+    append_episodes(job.dataset("demonstrations"), [recorded(103, 5, policy="expert")], fps=job.fps)
+    job.root.complete("demos", 1.0, {})
+    job.round, every = 1, job.demonstrations()
+    learn.sft(job)
+    assert cloned == list(range(3, left - 1, -1))
+    seen = [episode.start for episode in job.demonstrations()]
+    assert seen == [episode.start for episode in every[:left]], "later stages see what the base policy was cloned from"
+    assert (job.root.summary("sft") or {})["demonstrations"] == left
+
+
+def test_what_the_check_of_the_base_policy_plays_is_in_the_ledger(job: Job) -> None:
+    job.experiment = replace(job.experiment, demos=replace(job.experiment.demos, base_at_most=0.99))
+    job.root.complete("demos", 1.0, {})
+    job.round, config = 1, job.experiment.evaluate
+    with job:
+        learn.sft(job)
+    assert Ledger(job.root.ledger).count() == {"validation": config.num_validation * len(config.temperatures)}

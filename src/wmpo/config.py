@@ -48,6 +48,9 @@ class DemosConfig:
     "Standard deviation of the noise on the expert's actions."
     recorded: str = ""
     "A dataset of solved episodes to take instead: the first ones of it, and no expert plays."
+    base_at_most: float = 1.0
+    """While the base policy clearly solves more of the validation starts than this share, it is cloned again from one
+    demonstration fewer: the paper's base policies solve 20 to 50 %, which leaves something to learn. 1: never."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,6 +293,7 @@ _AT_MOST: dict[str, float] = {
     "dropout": 0.99,
     "max_fpr": 1,
     "trust": 1,
+    "base_at_most": 1,
     "branch_share": 0.95,
 }
 _AT_LEAST: dict[str, float] = {
@@ -298,7 +302,7 @@ _AT_LEAST: dict[str, float] = {
     "num_test": 2, "num_validation": 2, "num_starts": 2, "num_throughput": 1, "num_minibatches": 1, "num_epochs": 1,
     "micro_batch": 1, "every": 1, "check_every": 1, "window": 1, "num_bins": 2, "temperature": 0, "shard": 1,
     "num_replays": 1, "warmup_steps": 1, "num_rounds": 1, "refresh_share": 0.01, "max_fpr": 0,
-    "trust": 0.01, "branch_share": 0, "branch_chunks": 1, "real_groups": 1, "beta": 1e-6,
+    "trust": 0.01, "base_at_most": 0.01, "branch_share": 0, "branch_chunks": 1, "real_groups": 1, "beta": 1e-6,
     "num_workers": 0, "processes": 0, "shards": 0, "num_videos": 0, "temperatures": 0,
     "ema": 0, "channels": 4, "latent_channels": 1, "dim": 4,
     "depth": 1, "num_heads": 1, "blocks": 1, "condition": 8, "pretrain_share": 0, "unroll_from": 0, "dropout": 0,

@@ -35,7 +35,7 @@ from wmpo.world_model.tokenizer import TokenizerConfig
 
 def quickstart() -> Experiment:
     """Meta-World, one task, two CPU cores: demonstrations in, a better policy and a report out."""
-    return Experiment()
+    return Experiment(demos=DemosConfig(base_at_most=0.5))
 
 
 def tiny() -> Experiment:

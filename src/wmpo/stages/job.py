@@ -115,7 +115,9 @@ class Job:
         return (self.folder if name == "collected" else self.root).path / "data" / name
 
     def demonstrations(self) -> list[Episode]:
-        return read_episodes(self.dataset("demonstrations"))
+        """Those that the base policy was cloned from; all, before it was."""
+        episodes = read_episodes(self.dataset("demonstrations"))
+        return episodes[: (self.root.summary("sft") or {}).get("demonstrations", len(episodes))]
 
     def shares(self) -> list[tuple[int, int]]:
         """(episodes, of these held out) of the rounds up to the present one."""

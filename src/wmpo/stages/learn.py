@@ -25,6 +25,7 @@ from wmpo.reward.vlm_judge import VLMJudge, VLMJudgeConfig
 from wmpo.stages import models
 from wmpo.stages.guards import guarded_env, starts_to_improve
 from wmpo.stages.job import Job, finish, require
+from wmpo.stages.measure import best_decoding
 from wmpo.stages.pretrain import load_pretrained, pretrained_path
 from wmpo.stages.record import play
 from wmpo.stages.rounds import begins_with, counted_on, policy_of
@@ -42,20 +43,39 @@ from wmpo.world_model.tokenizer import Tokenizer
 
 
 def sft(job: Job) -> None:
-    """Clones the demonstrations: the base policy."""
+    """Clones the demonstrations: the base policy. Fewer of them where it would leave too little to learn."""
     require(job, "sft", "demos")
-    log, experiment = job.log("sft"), job.experiment
-    episodes = job.demonstrations()
-    actions = torch.from_numpy(np.concatenate([episode.actions for episode in episodes]))
-    job.seed_torch(1)
-    policy = experiment.policy.fit(actions, experiment.env.image_size)
-    if not (isinstance(policy, OpenVLAOFT | SmolVLA) and policy.config.fine_tuned):
-        clone(policy, episodes, experiment.sft, seed=job.seed, checkpoint=job.root.checkpoint("sft"), log=log)
-    if isinstance(policy, OpenVLAOFT):
-        policy.settle()
+    log, experiment, episodes = job.log("sft"), job.experiment, job.demonstrations()
+    most, number = experiment.demos.base_at_most, len(episodes)
+    policy = _cloned(job, log, episodes)
+    while number > 1 and most < 1 and not experiment.collect.recorded:  # a robot's episodes come without a simulator
+        env = job.real_env(Purpose("validation", "base"), frame_stride=experiment.policy.chunk_size)
+        solved = best_decoding(job, log, env, policy, f"base of {number}").success
+        rate, error = solved.mean(), solved.std() / len(solved) ** 0.5
+        if rate - error <= most:
+            break
+        number -= 1
+        log.note(f"solves {100 * rate:.0f} % of {len(solved)} validation starts: cloned again from {number}")
+        policy = _cloned(job, log, episodes[:number])
     models.save_policy(job.root, "base", policy, experiment.env.instruction())
     size = sum(p.numel() for p in policy.parameters())
-    finish(log, {"parameters": size}, f"base policy of {size / 1e6:.1f} M parameters")
+    of = "" if number == len(episodes) else f", of {number} of {len(episodes)} demonstrations"
+    summary = {"parameters": size, "demonstrations": number}
+    finish(log, summary, f"base policy of {size / 1e6:.1f} M parameters{of}")
+
+
+def _cloned(job: Job, log: StageLog, episodes: list[Episode]) -> PolicyNet:
+    """A new policy, of these demonstrations."""
+    config = job.experiment.policy
+    actions = torch.from_numpy(np.concatenate([episode.actions for episode in episodes]))
+    job.seed_torch(1)
+    policy = config.fit(actions, job.experiment.env.image_size)
+    if not (isinstance(policy, OpenVLAOFT | SmolVLA) and policy.config.fine_tuned):
+        checkpoint = job.root.checkpoint(f"sft-{len(episodes)}")
+        clone(policy, episodes, job.experiment.sft, seed=job.seed, checkpoint=checkpoint, log=log)
+    if isinstance(policy, OpenVLAOFT):
+        policy.settle()
+    return policy
 
 
 def tokenizer(job: Job) -> None:
