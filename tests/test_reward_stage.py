@@ -1,4 +1,4 @@
-"""The threshold of imagined success: the policy that played the newest episodes must be as successful in the dream."""
+"""The threshold of imagined success: the policy to improve must be as successful in the dream."""
 
 from __future__ import annotations
 
@@ -44,6 +44,16 @@ def test_the_policy_that_was_collected_with_solves_as_many_in_the_dream_as_reall
     assert summary["on_policy"] == {"threshold": summary["threshold"], "success": 3 / 8, "n": 8}
     assert solved_in_the_dream(job, imagined_env(job, 1)) == pytest.approx(3 / 8, abs=1 / 16)
     assert summary["imagined"]["threshold"] == summary["threshold"] != summary["real"]["threshold"]
+
+
+def test_a_policy_that_was_dropped_sets_no_threshold(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A later round may go on from an earlier policy than the one that its episodes were played with."""
+    job.round, places = 2, []
+    monkeypatch.setattr(learn, "begins_with", lambda job: 1)
+    monkeypatch.setattr(learn, "policy_of", lambda job, number: places.append(number) or policy_of(job, number))
+    dream = imagined_env(job, 1)
+    found = learn._on_policy(job, dream.world_model, dream.reward_model)  # type: ignore[arg-type]
+    assert places == [1] and found["n"] == 8
 
 
 def test_without_it_held_out_replays_choose(job: Job) -> None:

@@ -199,13 +199,14 @@ def reward(job: Job) -> None:
 
 
 def _on_policy(job: Job, dream: WorldModelNet, net: RewardModel) -> dict[str, float]:
-    """The threshold at which the policy that played the round's episodes solves as many in the dream, twice from each
-    of the same starts, as it really did; {} if it solved all or none.
+    """The threshold at which the policy that will be improved solves as many in the dream, twice from each of the same
+    starts, as when its episodes were collected; {} if it solved all or none.
 
     Replays do not see this: a policy that looks at imagined frames goes on as if what they show were true, so the same
     policy succeeds more often there than its recorded actions do.
     """
-    episodes = read_episodes(job.dataset("collected"))
+    number = begins_with(job)  # a policy that was dropped lives on what only the dream shows
+    episodes = read_episodes(job.folder_of(number).path / "data" / "collected")
     rate = float(np.mean([episode.success for episode in episodes]))
     if not 0 < rate < 1:
         return {}
@@ -215,7 +216,7 @@ def _on_policy(job: Job, dream: WorldModelNet, net: RewardModel) -> dict[str, fl
     env = dream_of(job, job.round, dream, net)
     temperature = job.experiment.improve.temperature
     run_episodes(
-        env, policy_of(job, job.round), starts.rows(twice % len(starts)).with_ids(twice, twice),
+        env, policy_of(job, number), starts.rows(twice % len(starts)).with_ids(twice, twice),
         temperature=temperature, seed=job.noise_seed,
     )  # fmt: skip
     return {"threshold": threshold_of(env.peak.numpy(), rate), "success": rate, "n": len(episodes)}

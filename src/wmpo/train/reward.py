@@ -49,8 +49,8 @@ class RewardTraining:
     max_fpr: float = 0.05
     "Share of false alarms that target fpr allows on held-out episodes."
     on_policy: bool = True
-    """The threshold for imagined videos is the one at which the policy that played the newest episodes succeeds as
-    often in the dream, from the same starts, as it really did. Without it ``target`` chooses on held-out replays."""
+    """The threshold for imagined videos is the one at which the policy to improve succeeds as often in the dream as it
+    really did, from the same starts. Without it ``target`` chooses on held-out replays."""
 
 
 @dataclass(frozen=True, slots=True)
