@@ -76,7 +76,7 @@ def test_rollouts_and_imagination_know_no_concrete_model() -> None:
     ("lower", "upper"),
     [
         (
-            ("types", "rng", "likelihood", "nn", "checkpoint", "hf", "protocols", "denoising"),
+            ("types", "rng", "likelihood", "nn", "checkpoint", "hf", "protocols", "denoising", "division"),
             ("policy", "envs", "rollout", "train"),
         ),
         (("data",), ("policy", "world_model", "reward", "rl", "envs", "rollout", "train", "evaluation")),
