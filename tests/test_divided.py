@@ -326,7 +326,7 @@ def test_whole_stages_train_on_two_ranks(tmp_path: Path) -> None:
         job.experiment = replace(
             small,
             execution=ExecutionConfig(backend=name, processes=2),  # type: ignore[arg-type]
-            collect=replace(small.collect, num_episodes=3, num_held_out=1, every_round=True),
+            collect=replace(small.collect, num_episodes=3, num_held_out=2, every_round=True),
             clone=replace(small.clone, sft=replace(small.clone.sft, fit=gentle)),
             world_model_training=replace(small.world_model_training, fit=gentle, refresh_share=1.0),
             reward_training=replace(small.reward_training, fit=gentle),
