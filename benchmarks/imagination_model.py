@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from pushing_scene import SIZE, Windows, play
-from torch import Tensor, nn
+from torch import nn
 
 import wmpo.nn
 from wmpo.checkpoint import load_tensors, save_tensors
@@ -17,7 +17,7 @@ from wmpo.nn import to_unit
 from wmpo.report.run import RunFolder, StageLog
 from wmpo.rng import keyed, torch_generator
 from wmpo.train.distill import DistillConfig, distill_world_model
-from wmpo.train.fit import FitConfig, fit
+from wmpo.train.fit import Batches, FitConfig, Part, Training, fit
 from wmpo.world_model import flow
 from wmpo.world_model.opensora import OpenSoraWorldModel, OpenSoraWorldModelConfig
 from wmpo.world_model.stdit import Sizes
@@ -41,14 +41,15 @@ def trained(folder: Path, steps: tuple[int, int, int], num_episodes: int) -> tup
     model = config.build(-torch.ones(2), torch.ones(2), SIZE)
     windows = Windows(model.encode(episodes.frames), episodes.actions, CONTEXT, CHUNK)
 
-    def flow_loss(step: int) -> Tensor:
+    def flow_batch(step: int) -> Part:
         generator = torch_generator(0, "flow/noise", step)
         latents, actions = windows.sample(keyed(0, "flow/batch", step), recipe.batch_size)
         time = flow.logit_normal_time(len(latents), generator)
-        return model(latents, actions, torch.randn(latents.shape, generator=generator), time).mean()
+        noise = torch.randn(latents.shape, generator=generator)
+        return lambda rows: model(latents[rows], actions[rows], noise[rows], time[rows]).mean()
 
     recipe = FitConfig(num_steps=steps[1], batch_size=8, learning_rate=2e-3, ema=0.99)
-    _stage(run, model, about, "flow", lambda log, path: fit(model, flow_loss, recipe, checkpoint=path, log=log))
+    _stage(run, model, about, "flow", lambda log, path: _fit(model, flow_batch, recipe, path, log))
     distil = DistillConfig(fit=FitConfig(num_steps=steps[2], batch_size=8, learning_rate=1e-3, ema=0.99))
     _stage(run, model, about, "distil",
            lambda log, path: distill_world_model(model, windows, distil, seed=0, checkpoint=path, log=log))  # fmt: skip
@@ -68,6 +69,10 @@ def _stage(
     about |= header
 
 
+def _fit(model: nn.Module, batches: Batches, recipe: FitConfig, path: Path, log: StageLog) -> None:
+    fit(Training(model, batches, recipe), recipe, checkpoint=path, log=log)
+
+
 def _timed(about: dict[str, Any], name: str, train: Callable[[], object]) -> None:
     begun = time.process_time()
     train()
@@ -85,15 +90,15 @@ def _autoencoder(run: RunFolder, folder: Path, frames: Tensor, num_steps: int) -
     )  # fmt: skip
     flat = frames.flatten(0, 1)
 
-    def loss(step: int) -> Tensor:
+    def batch(step: int) -> Part:
         rng, generator = keyed(0, "vae/batch", step), torch_generator(0, "vae/noise", step)
         images = to_unit(flat[torch.from_numpy(rng.integers(len(flat), size=16))])
         mean = vae.encode(images).latent_dist.mean
         apart = vae.decode(mean + 0.05 * torch.randn(mean.shape, generator=generator)).sample - images
-        return apart.abs().mean() + 4 * apart.square().mean() + 1e-3 * mean.square().mean()
+        return lambda rows: apart.abs().mean() + 4 * apart.square().mean() + 1e-3 * mean.square().mean()
 
     recipe = FitConfig(num_steps=num_steps, learning_rate=4e-3, ema=0.98)
-    fit(vae, loss, recipe, checkpoint=run.checkpoint("vae"), log=StageLog(run, "vae"))
+    _fit(vae, batch, recipe, run.checkpoint("vae"), StageLog(run, "vae"))
     with torch.no_grad():
         latents = torch.cat([vae.encode(to_unit(part)).latent_dist.mean for part in flat[::8].split(64)])
     vae.register_to_config(scaling_factor=float(1 / latents.std()))

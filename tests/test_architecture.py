@@ -76,7 +76,7 @@ def test_rollouts_and_imagination_know_no_concrete_model() -> None:
     ("lower", "upper"),
     [
         (
-            ("types", "rng", "likelihood", "nn", "checkpoint", "hf", "protocols", "denoising"),
+            ("types", "rng", "likelihood", "nn", "checkpoint", "hf", "protocols", "denoising", "division"),
             ("policy", "envs", "rollout", "train"),
         ),
         (("data",), ("policy", "world_model", "reward", "rl", "envs", "rollout", "train", "evaluation")),
@@ -129,6 +129,11 @@ def test_pages_are_served_from_one_place_that_only_the_command_line_knows() -> N
 def test_distribution_stays_in_execution() -> None:
     assert {name for name in TREES if uses(name, "torch.distributed")} <= {"execution/parallel.py"}
     assert {name for name in TREES if uses(name, "ray")} <= {"execution/ray_backend.py"}
+    ranks = ("wmpo.execution.parallel", "wmpo.execution.supervised")
+    at_once = {
+        name for name, tree in TREES.items() for i in imports(tree, inside_functions=False) if i.startswith(ranks)
+    }
+    assert at_once == {"execution/supervised.py"}, "one process does not load what several need"
 
 
 def test_heavy_libraries_are_imported_only_inside_functions() -> None:

@@ -25,7 +25,7 @@ from wmpo.checkpoint import (
 from wmpo.report.run import RunFolder, StageLog
 from wmpo.reward.small import SmallReward
 from wmpo.rng import keyed, torch_generator
-from wmpo.train.fit import FitConfig, fit, schedule
+from wmpo.train.fit import FitConfig, Part, Training, fit, schedule
 from wmpo.train.reward import LabelledVideo, RewardTraining, train_reward
 
 
@@ -146,21 +146,22 @@ def train(
     module = net()
     data = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
 
-    def loss(step: int) -> Tensor:
+    def batch(step: int) -> Part:
         if step == stop_at:
             raise Interrupted
         index = torch.from_numpy(keyed(0, "batch", step).integers(64, size=8))
-        return (module(data[index]) - data[index, :2]).square().mean()
+        return lambda rows: (module(data[index[rows]]) - data[index[rows], :2]).square().mean()
 
     def check(done: int, notes: dict[str, object]) -> bool:
         assert not module.training
         notes["seen"] = [*notes.get("seen", []), (done, float(module[0].weight.sum()))]  # type: ignore[misc]
         return True
 
-    config = FitConfig(num_steps=12, learning_rate=0.05, ema=ema, checkpoint_seconds=0.0)
+    config = FitConfig(num_steps=12, batch_size=8, learning_rate=0.05, ema=ema, checkpoint_seconds=0.0)
     log = StageLog(folder, "toy", quiet=True)
     checkpoint = folder.checkpoint("toy")
-    notes = fit(module, loss, config, checkpoint=checkpoint, log=log, check=check, check_every=check_every)
+    trainer = Training(module, batch, config)
+    notes = fit(trainer, config, checkpoint=checkpoint, log=log, check=check, check_every=check_every)
     seen = torch.tensor([list(pair) for pair in notes["seen"]], dtype=torch.float64)
     return {**module.state_dict(), "checks": seen}
 
@@ -232,7 +233,7 @@ def test_a_loss_that_is_not_finite_stops_and_says_where(tmp_path: Path) -> None:
     folder, module = RunFolder(tmp_path), net()
     with pytest.raises(FloatingPointError, match=r"toy: the loss is nan at step 0"):
         fit(
-            module, lambda step: module[0].weight.sum() * float("nan"), FitConfig(),
+            Training(module, lambda step: lambda rows: module[0].weight.sum() * float("nan"), FitConfig()), FitConfig(),
             checkpoint=folder.checkpoint("toy"), log=StageLog(folder, "toy", quiet=True),
         )  # fmt: skip
 

@@ -17,8 +17,9 @@ from wmpo.data.lerobot import append_episodes
 from wmpo.envs.ledger import Ledger
 from wmpo.evaluation.policy import Outcomes
 from wmpo.policy.small import SmallPolicy
-from wmpo.stages import learn
+from wmpo.stages import begin, learn
 from wmpo.stages.job import Job
+from wmpo.train.fit import Training
 
 
 @pytest.fixture
@@ -36,14 +37,14 @@ def equal(a: nn.Module, b: nn.Module) -> bool:
 
 def test_real_successes_that_are_not_held_out_are_cloned(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Episode] = []
-    clone = learn.clone
+    cloning = begin.cloning
 
-    def watched(policy: SmallPolicy, episodes: list[Episode], *args: Any, **settings: Any) -> None:
+    def watched(policy: SmallPolicy, episodes: list[Episode], *args: Any, **settings: Any) -> Training:
         assert equal(policy, learn.policy_of(job, 1)), "cloning goes on from the policy that the collection chose"
         seen.extend(episodes)
-        clone(policy, episodes, *args, **settings)
+        return cloning(policy, episodes, *args, **settings)
 
-    monkeypatch.setattr(learn, "clone", watched)
+    monkeypatch.setattr(begin, "cloning", watched)
     learn.clone_successes(job)
     assert not equal(learn.first_policy(job), learn.policy_of(job, 1))
     allowed = {episode.start for episode in job.collected()[0] if episode.success}
@@ -72,8 +73,13 @@ def test_a_base_policy_that_solves_too_much_is_cloned_again_from_fewer_demonstra
         return Outcomes(success=success, num_steps=np.full(16, 9), temperature=0.0)
 
     monkeypatch.setattr(learn, "best_decoding", measured)
-    clone = learn.clone
-    monkeypatch.setattr(learn, "clone", lambda p, e, *args, **kw: (cloned.append(len(e)), clone(p, e, *args, **kw)))
+    cloning = begin.cloning
+
+    def watched(policy: SmallPolicy, episodes: list[Episode], *args: Any, **settings: Any) -> Training:
+        cloned.append(len(episodes))
+        return cloning(policy, episodes, *args, **settings)
+
+    monkeypatch.setattr(begin, "cloning", watched)
     job.experiment = replace(job.experiment, demos=replace(job.experiment.demos, base_at_most=0.5))
     append_episodes(job.dataset("demonstrations"), [recorded(103, 5, policy="expert")], fps=job.fps)
     job.root.complete("demos", 1.0, {})

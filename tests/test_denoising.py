@@ -190,7 +190,8 @@ def test_cloning_overfits_what_pictures_tell_apart(tmp_path: Path) -> None:
 def test_the_loss_of_cloning_is_zero_only_for_the_exact_velocity() -> None:
     policy = GaussianFlow(DenoisingConfig(), mean=0.5, std=1e-4)  # a flow that ends at one point
     seen, target = seen_by(policy, 64), torch.full((64, 2, 2), 0.5)
-    loss = [float(policy.likelihood.cloning_loss(seen, target + d, keyed(0, "test")).detach()) for d in (0.0, 0.3)]
+    noise = policy.likelihood.cloning_noise(64, keyed(0, "test"))
+    loss = [float(policy.likelihood.cloning_loss(seen, target + d, *noise).detach()) for d in (0.0, 0.3)]
     assert loss[0] < 1e-3 < loss[1]
 
 

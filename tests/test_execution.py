@@ -22,6 +22,7 @@ def test_a_run_goes_on_with_other_processes_but_not_with_other_settings(tmp_path
         num_workers=3,
         execution=ExecutionConfig(backend="processes", processes=2, shards=1),
         improve=replace(begun.improve, grpo=grpo),
+        sft=replace(begun.sft, fit=replace(begun.sft.fit, micro_batch=4)),
     )
     assert open_job(tmp_path, "tiny", other, 0).experiment is other
     with pytest.raises(ValueError, match=r"improve.grpo.num_minibatches: 4 there, 3 now"):

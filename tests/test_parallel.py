@@ -13,8 +13,9 @@ from miniatures import ACTIONS, BINS, CHUNK, BanditEnv, TablePolicy, decisions, 
 from torch import Tensor
 
 import wmpo.nn
+from wmpo.division import split
 from wmpo.execution.local import LocalSampler
-from wmpo.execution.parallel import Team, TeamLearner, TeamSampler, spawned, split
+from wmpo.execution.parallel import Team, TeamLearner, TeamSampler, spawned
 from wmpo.policy.codec import ActionCodec
 from wmpo.policy.small import SmallPolicy
 from wmpo.protocols import Learner, Sampler

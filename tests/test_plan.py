@@ -19,12 +19,14 @@ from wmpo.policy.codec import ActionCodec
 from wmpo.policy.openvla_oft import OpenVLAOFTConfig
 from wmpo.policy.small import SmallPolicy, SmallPolicyConfig
 from wmpo.recipes import tiny
+from wmpo.recipes_paper import paper_square
 from wmpo.reward.small import SmallReward, SmallRewardConfig
 from wmpo.reward.videomae import VideoMAERewardConfig
 from wmpo.rl.grpo import GRPOConfig, GRPOLearner
 from wmpo.rollout.run import run_episodes
 from wmpo.stages.footprint import dream_footprint, policy_footprint, reward_footprint
 from wmpo.stages.plan import Hardware, describe, imagined_chunk, learned_decision, plan, training_memory
+from wmpo.train.fit import FitConfig
 from wmpo.world_model.opensora import OpenSoraWorldModelConfig
 from wmpo.world_model.small import SmallWorldModel, SmallWorldModelConfig
 from wmpo.world_model.stdit import Sizes
@@ -104,11 +106,21 @@ def test_more_gpus_shorten_what_is_spread_and_divide_the_learner() -> None:
     hardware = Hardware(gpus=8)
     assert hardware.seconds(together.operations, 8) == pytest.approx(hardware.seconds(alone.operations, 1) / 8)
     assert [stage.name for stage in one.stages] == ["sft", "tokenizer", "world-model", "reward", "clone", "improve"]
-    assert [stage.gpus for stage in eight.stages] == [1, 1, 1, 1, 1, 8]
+    assert [stage.gpus for stage in eight.stages] == [8, 1, 8, 8, 8, 8], "the tokenizer's batch is not divided"
+    for before, after in zip(one.stages[:-1], eight.stages[:-1], strict=True):
+        assert after.operations == before.operations
+        assert after.memory.optimizer == before.memory.optimizer // after.gpus
     small = Hardware(gpus=8, gpu_memory=0.001)
     said = describe(eight, small)
     assert "improve does not fit into 0.001 GB; what helps: --improve.grpo.micro-batch" in said
     assert "real episodes of up to 24 steps" in said
+
+
+def test_activations_are_those_of_one_forward_pass() -> None:
+    net = policy_footprint(miniature(), ACTIONS)
+    for gpus, micro_batch, rows in ((1, 0, 64), (1, 8, 8), (1, 7, 7), (3, 0, 22), (3, 8, 8), (128, 8, 1)):
+        memory = training_memory(net, FitConfig(batch_size=64, micro_batch=micro_batch), gpus)
+        assert memory.activations == rows * net.saved_bytes, (gpus, micro_batch)
 
 
 @pytest.mark.parametrize(("hardware", "says"), [({"gpus": 0}, "--gpus 0"), ({"utilisation": 2.0}, "--utilisation 2.0")])
@@ -144,3 +156,6 @@ def test_published_networks_have_their_published_sizes_and_cost_no_memory() -> N
     )
     assert dream.imagine > 30 * dream.net.forward / 2
     assert reward.parameters == pytest.approx(86e6, rel=0.02)
+    cut = paper_square().world_model_training.fit
+    whole = training_memory(dream.net, replace(cut, micro_batch=0), beside=dream.extra_bytes).total
+    assert training_memory(dream.net, cut, beside=dream.extra_bytes).total < 80e9 < whole

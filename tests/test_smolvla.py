@@ -105,7 +105,8 @@ def test_what_is_drawn_is_judged_alike_and_teaches_the_expert_only(checkpoint: P
     heads = {"action_in_proj", "action_out_proj", "action_time_mlp_in", "action_time_mlp_out"}
     assert learned == {"expert", "norm"} | heads
     whole = config(checkpoint, train_backbone=True).build()
-    whole.likelihood.cloning_loss(seen, torch.zeros(2, 2, ACTIONS), keyed(0, "test")).backward()
+    noise = whole.likelihood.cloning_noise(2, keyed(0, "test"))
+    whole.likelihood.cloning_loss(seen, torch.zeros(2, 2, ACTIONS), *noise).backward()
     learned = {name.split(".")[0] for name, p in whole.net.named_parameters() if p.grad is not None and p.grad.any()}
     assert {"vision", "connector", "embed", "layers", "state_proj"} <= learned
 
@@ -119,7 +120,9 @@ def test_cloning_overfits_a_batch(checkpoint: Path) -> None:
     optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=3e-3)
     losses = []
     for step in range(60):
-        loss = policy.likelihood.cloning_loss(seen, actions, keyed(0, "test", step))
+        loss = policy.likelihood.cloning_loss(
+            seen, actions, *policy.likelihood.cloning_noise(len(actions), keyed(0, "test", step))
+        )
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

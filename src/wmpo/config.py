@@ -232,6 +232,8 @@ class Experiment:
         if chunk % stride:
             raise ValueError(f"world_model.frame_stride {stride} must divide policy.chunk_size {chunk}")
         self.distillation.validate()
+        for training in (self.tokenizer_training, self.pretrain.tokenizer):
+            training.validate()
         if self.distillation.enabled and isinstance(self.world_model, SmallWorldModelConfig):
             raise ValueError("distillation.enabled: the small world model takes one step already; leave it off")
         every = self.improve.score_every
@@ -274,6 +276,8 @@ def _check_number(name: str, value: Any) -> None:
     """Ranges of settings, by the last part of their names."""
     last = name.rsplit(".", 1)[-1]
     least, most = _AT_LEAST.get(last, -math.inf), _AT_MOST.get(last, math.inf)
+    if name.endswith("fit.micro_batch"):
+        least = 0
     if isinstance(value, tuple) and not value:
         raise ValueError(f"{name} must not be empty")
     for number in value if isinstance(value, tuple) else (value,):

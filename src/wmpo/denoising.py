@@ -159,21 +159,25 @@ class PathLikelihood:
         spread = sum(math.log(step.std) + 0.5 * math.log(2 * math.pi * math.e) for step in made)
         return total.cpu(), torch.full(total.shape, spread)
 
-    def cloning_loss(
-        self, seen: Mapping[str, Tensor], actions: Float[Tensor, "B K A"], rng: np.random.Generator
-    ) -> Float[Tensor, ""]:
-        """Squared error of the velocity (flow matching, arXiv 2210.02747), at times that favour noise as in pi0 (arXiv
-        2410.24164): Beta(1.5, 1) in [0.001, 1]."""
-        device, count = _place(seen)
-        chunk = self._policy.codec.normalize(actions.to(device)).float().unsqueeze(1)
+    def cloning_noise(self, count: int, rng: np.random.Generator) -> tuple[Float[Tensor, "B J"], Tensor]:
+        """Times that favour noise as in pi0 (arXiv 2410.24164), Beta(1.5, 1) in [0.001, 1], and noise [B, J, K, A]."""
         shape = count, self.config.times_per_sample
-        time = torch.from_numpy(0.001 + 0.999 * rng.beta(1.5, 1.0, shape).astype(np.float32)).to(device)
-        noise = torch.from_numpy(rng.standard_normal((*shape, *self._size()), dtype=np.float32)).to(device)
+        time = 0.001 + 0.999 * rng.beta(1.5, 1.0, shape).astype(np.float32)
+        noise = rng.standard_normal((*shape, *self._size()), dtype=np.float32)
+        return torch.from_numpy(time), torch.from_numpy(noise)
+
+    def cloning_loss(
+        self, seen: Mapping[str, Tensor], actions: Float[Tensor, "B K A"], *noise: Tensor
+    ) -> Float[Tensor, ""]:
+        """Squared error of the velocity (flow matching, arXiv 2210.02747)."""
+        device, _ = _place(seen)
+        chunk = self._policy.codec.normalize(actions.to(device)).float().unsqueeze(1)
+        time, pure = (drawn.to(device) for drawn in noise)
         t = time[..., None, None]
         with autocast(device):
             context = self._policy(**seen)
-        velocity = self._velocity(context, t * noise + (1 - t) * chunk, time)
-        return (velocity - (noise - chunk)).square().mean()
+        velocity = self._velocity(context, t * pure + (1 - t) * chunk, time)
+        return (velocity - (pure - chunk)).square().mean()
 
     def _size(self) -> tuple[int, int]:
         return self._policy.codec.chunk_size, self._policy.codec.action_dim

@@ -72,10 +72,13 @@ class Likelihood(Protocol):
     ) -> tuple[Float[Tensor, "B N"], Float[Tensor, "B N"]]:
         """Log-probabilities, with gradient, and entropies (nats), without."""
 
+    def cloning_noise(self, count: int, rng: np.random.Generator) -> tuple[Tensor, ...]:
+        """What ``cloning_loss`` needs to be drawn for ``count`` chunks."""
+
     def cloning_loss(
-        self, seen: Mapping[str, Tensor], actions: Float[Tensor, "B K A"], rng: np.random.Generator
+        self, seen: Mapping[str, Tensor], actions: Float[Tensor, "B K A"], *noise: Tensor
     ) -> Float[Tensor, ""]:
-        """The supervised loss of demonstrated chunks, in the environment's units; ``rng`` for what it has to draw."""
+        """The supervised loss of demonstrated chunks, in the environment's units: the mean over the rows."""
 
 
 def of(policy: Policy) -> Likelihood:
@@ -112,8 +115,12 @@ class TokenLikelihood:
             spread = entropy(logits, temperature).cpu()
         return log_probs(logits, tokens.to(logits.device), temperature).cpu(), spread
 
+    def cloning_noise(self, count: int, rng: np.random.Generator) -> tuple[Tensor, ...]:
+        """Tokens need none."""
+        return ()
+
     def cloning_loss(
-        self, seen: Mapping[str, Tensor], actions: Float[Tensor, "B K A"], rng: np.random.Generator
+        self, seen: Mapping[str, Tensor], actions: Float[Tensor, "B K A"], *noise: Tensor
     ) -> Float[Tensor, ""]:
         """Negative log-likelihood, nats a token."""
         logits = self._logits(seen)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from jaxtyping import Float, Int, UInt8
@@ -147,6 +148,21 @@ class Learner(Protocol):
     def step(self, minibatch: Minibatch) -> dict[str, float]: ...
 
     def publish(self) -> Mapping[str, Tensor]: ...
+
+    def save(self) -> Mapping[str, Tensor]: ...
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None: ...
+
+
+class Trainer(Protocol):
+    """Owns what a supervised training changes. Whoever asked for it has the network itself, whole, and sees averaged
+    weights there: inside ``averaged``, for a look at them, and after ``finish``, for good."""
+
+    def step(self, number: int) -> float: ...
+
+    def averaged(self) -> AbstractContextManager[None]: ...
+
+    def finish(self) -> None: ...
 
     def save(self) -> Mapping[str, Tensor]: ...
 

@@ -1,7 +1,8 @@
 """Recipes beyond a laptop: the paper's four tasks with its networks and settings, and one for a single GPU.
 
 Settings are those of arXiv 2511.09515 and its released code, P = 128. What these leave open is chosen here and said in
-docs/paper_map.md. Weights are read from local folders, none is downloaded.
+docs/paper_map.md. Weights are read from local folders, none is downloaded. Batches are cut (``micro_batch``) so that
+all stages before ``improve`` fit one GPU of 80 GB, as ``wmpo plan`` counts.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from wmpo.reward.small import SmallRewardConfig
 from wmpo.reward.videomae import VideoMAERewardConfig
 from wmpo.rl.grpo import GRPOConfig
 from wmpo.rollout.groups import GroupConfig
+from wmpo.train.distill import DistillConfig
 from wmpo.train.fit import FitConfig
 from wmpo.train.reward import RewardTraining
 from wmpo.train.sft import CloneConfig, SFTConfig
@@ -42,7 +44,9 @@ def _paper(env: RobosuiteConfig, max_chunks: int) -> Experiment:
             folder="weights/openvla-7b", chunk_size=8, lora_rank=32, gradient_checkpointing=True
         ),
         sft=SFTConfig(
-            fit=FitConfig(num_steps=150_000, batch_size=64, learning_rate=5e-4, ema=0, checkpoint_seconds=1800),
+            fit=FitConfig(
+                num_steps=150_000, batch_size=64, micro_batch=16, learning_rate=5e-4, ema=0, checkpoint_seconds=1800
+            ),
             max_shift=6,  # the centre crop of nine tenths then cuts at random, as the paper's augmentation does
         ),
         collect=CollectConfig(num_episodes=128, temperature=TEMPERATURE, num_held_out=32),
@@ -51,14 +55,16 @@ def _paper(env: RobosuiteConfig, max_chunks: int) -> Experiment:
         ),
         world_model_training=WorldModelTraining(
             fit=FitConfig(
-                num_steps=10_000, batch_size=128, learning_rate=1e-4, weight_decay=0.0, max_grad_norm=0.1,
-                ema=0.9999, checkpoint_seconds=1800,
+                num_steps=10_000, batch_size=128, micro_batch=2, learning_rate=1e-4, weight_decay=0.0,
+                max_grad_norm=0.1, ema=0.9999, checkpoint_seconds=1800,
             ),
             pretrain_share=0.5, check_every=1000,
         ),
+        distillation=DistillConfig(fit=replace(DistillConfig().fit, micro_batch=2)),
         reward=VideoMAERewardConfig(folder="weights/videomae-base"),
         reward_training=RewardTraining(
-            fit=FitConfig(num_steps=3000, batch_size=64, learning_rate=1e-4, weight_decay=1e-4), target="f1"
+            fit=FitConfig(num_steps=3000, batch_size=64, micro_batch=32, learning_rate=1e-4, weight_decay=1e-4),
+            target="f1",
         ),
         clone=CloneConfig(enabled=False),
         improve=ImproveConfig(

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+from torch import nn
 
 from wmpo.execution import ray_backend
-from wmpo.execution.local import LocalSampler, WorkerSpec
+from wmpo.execution.local import LocalSampler, TrainingSpec, WorkerSpec
 from wmpo.execution.ray_backend import ClusterConfig, RayLearner, RaySampler
-from wmpo.protocols import Learner, Sampler, TrainablePolicy
+from wmpo.protocols import Learner, Sampler, TrainablePolicy, Trainer
 from wmpo.rl.grpo import GRPOConfig, GRPOLearner
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExecutionConfig:
-    """Where ``improve`` imagines and learns. A run may go on with other values than it began with."""
+    """Where networks are trained and episodes imagined. A run may go on with other values than it began with."""
 
     backend: Literal["local", "processes", "torchrun", "ray"] = "local"
     "This process; several of this machine; those that torchrun started, on any number of machines; or Ray actors."
@@ -101,3 +102,21 @@ def workers(
             TeamSampler(team, spec, sampler),
             TeamLearner(team, spec, policy, grpo, temperature=temperature, shards=config.shards),
         )
+        team.forget()
+
+
+@contextmanager
+def trainer(
+    config: ExecutionConfig, spec: TrainingSpec, network: nn.Module, own: Callable[[], Trainer]
+) -> Iterator[Trainer]:
+    """Who trains ``network``, this process's own: alone, ``own()``; else it and others, which build their parts from
+    ``spec``. Actors of Ray only imagine and improve."""
+    if config.backend in ("local", "ray"):
+        yield own()
+        return
+    from wmpo.execution.parallel import enlisted, spawned
+    from wmpo.execution.supervised import TeamTrainer
+
+    with nullcontext(enlisted()) if config.backend == "torchrun" else spawned(config.size) as team:
+        yield TeamTrainer(team, spec, network, shards=config.shards)
+        team.forget()

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from wmpo.protocols import ChunkEnv, TrainablePolicy
+from wmpo.division import Division
+from wmpo.protocols import ChunkEnv, TrainablePolicy, Trainer
 from wmpo.rollout.run import run_episodes
 from wmpo.types import Rollouts, Starts
 
@@ -31,3 +32,20 @@ class WorkerSpec(Protocol):
     def sampler(self) -> LocalSampler: ...
 
     def policy(self) -> TrainablePolicy: ...
+
+
+class TrainerPart(Trainer, Protocol):
+    """One process's part of a supervised training. ``average``: weights to keep, by name; ``targets``: what each tensor
+    of a checkpoint belongs to."""
+
+    def average(self) -> Mapping[str, Tensor]: ...
+
+    def targets(self) -> Mapping[str, Tensor]: ...
+
+
+class TrainingSpec(Protocol):
+    """The same for supervised training: a network of the right shape, and what trains it on the run's data."""
+
+    def network(self) -> nn.Module: ...
+
+    def training(self, network: nn.Module, division: Division) -> TrainerPart: ...

@@ -1,8 +1,8 @@
 """Sampling and learning over several processes (ranks), on one machine or many.
 
 Rank 0 runs the algorithm and never learns that it is not alone: it holds a :class:`TeamSampler` and a
-:class:`TeamLearner`. The other ranks wait in :func:`serve` for what it asks of all. Ranks come from ``torchrun``
-(:func:`enlisted`) or are started here (:func:`spawned`).
+:class:`TeamLearner`, or a trainer (:mod:`wmpo.execution.supervised`). The other ranks wait in :func:`serve` for what it
+asks of all. Ranks come from ``torchrun`` (:func:`enlisted`) or are started here (:func:`spawned`).
 
 The policy is sharded from outside by FSDP2 over a mesh of copies x shards: one shard is plain data parallelism (DDP),
 one copy is FSDP, and shards inside a machine with copies between machines is both. A minibatch carries its global
@@ -26,10 +26,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from wmpo.execution.local import LocalSampler, WorkerSpec
+from wmpo.division import split
+from wmpo.execution.local import LocalSampler, TrainerPart, WorkerSpec
 from wmpo.nn import best_device
 from wmpo.protocols import TrainablePolicy
 from wmpo.rl.grpo import GRPOConfig, GRPOLearner
@@ -37,13 +43,16 @@ from wmpo.types import Minibatch, Rollouts, Starts, concatenate
 
 _IDLE = timedelta(days=30)
 """How long a rank waits for an order: rank 0 may be busy for hours with what needs only one process."""
+Layout = Mapping[str, tuple[torch.Size, torch.dtype]]
+"""Of tensors by name."""
 
 
 class Team:
-    """The ranks of one training, as each of them sees it. ``sampler`` and ``learner`` are this rank's own."""
+    """The ranks of one training, as each of them sees it. ``sampler``, ``learner`` and ``trainer`` are its own."""
 
     sampler: LocalSampler
     learner: ShardedLearner
+    trainer: TrainerPart
 
     def __init__(self, rank: int, size: int, *, local_rank: int, local_size: int, meeting: str) -> None:
         """``meeting``: where ranks find each other, a URL of ``torch.distributed``."""
@@ -92,6 +101,21 @@ class Team:
         """The same on every rank."""
         return self.each(function, [arguments] * self.size)
 
+    def send(self, function: Callable[..., Any], tensors: Mapping[str, Tensor]) -> None:
+        """Calls ``function(team, layout, tensors)`` on every rank, the last None for all but rank 0; see
+        :func:`spread`."""
+        layout = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+        self.each(function, [(layout, tensors), *[(layout, None)] * (self.size - 1)])
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum over all ranks, which all call this at once."""
+        dist.all_reduce(value)
+        return value
+
+    def forget(self) -> None:
+        """Frees on all ranks what they hold for this stage; called by rank 0 alone."""
+        self.call(_forget)
+
     def serve(self) -> None:
         """Does what rank 0 asks for, until it has no more to ask or has ended."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches rank 0 too, which then ends this one
@@ -123,6 +147,11 @@ class Team:
         mine: list[Any] = [None]
         dist.scatter_object_list(mine, orders, group=self._orders)
         return mine[0]
+
+
+def _forget(team: Team) -> None:
+    for name in ("sampler", "learner", "trainer"):
+        vars(team).pop(name, None)
 
 
 def check_sizes(size: int, local_size: int, shards: int) -> tuple[int, int]:
@@ -254,38 +283,7 @@ class TeamLearner:
         return self.team.call(_save)[0]
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        layout = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
-        self.team.each(_restore, [(layout, tensors), *[(layout, None)] * (self.team.size - 1)])
-
-
-def split(minibatch: Minibatch, size: int) -> list[Minibatch]:
-    """Equal parts, so that all ranks meet in every forward pass: the last ones are filled up with decisions that are
-    masked and therefore teach nothing."""
-    each = -(-len(minibatch) // size)
-    parts = [minibatch.rows(slice(rank * each, (rank + 1) * each)) for rank in range(size)]
-    return [_filled(part, minibatch, each) for part in parts]
-
-
-def _filled(part: Minibatch, whole: Minibatch, count: int) -> Minibatch:
-    missing = count - len(part)
-    if missing == 0:
-        return part
-
-    def filled(name: str) -> Tensor:
-        return torch.cat([getattr(part, name), *[getattr(whole, name)[:1]] * missing])
-
-    mask = filled("mask")
-    mask[len(part) :] = False
-    return Minibatch(
-        frame=filled("frame"),
-        instruction=part.instruction + whole.instruction[:1] * missing,
-        tokens=filled("tokens"),
-        old_logprob=filled("old_logprob"),
-        mask=mask,
-        advantage=filled("advantage"),
-        weight=filled("weight"),
-        num_episodes=whole.num_episodes,
-    )
+        self.team.send(_restore, tensors)
 
 
 class ShardedLearner(GRPOLearner):
@@ -305,19 +303,31 @@ class ShardedLearner(GRPOLearner):
         assert isinstance(norm, DTensor)
         return norm.full_tensor().cpu()
 
-    def gathered(self, tensors: Mapping[str, Tensor], *, keep: bool, device: torch.device) -> dict[str, Tensor]:
-        """Whole tensors on ``device``; on ranks that do not keep them, {}."""
-        whole = {}
-        for name, tensor in tensors.items():
-            full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-            if keep:
-                whole[name] = full.detach().to(device, copy=True)
-        return whole
-
     def targets(self) -> dict[str, Tensor]:
         """Weights by their names in a checkpoint, and by the names of their moments without the last part."""
         weights = {f"model.{name}": tensor for name, tensor in self.policy.state_dict().items()}
         return weights | {f"optimizer.{i}": p for i, p in enumerate(self.policy.parameters())}
+
+
+def gathered(team: Team, tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Whole tensors on ``device`` of rank 0; elsewhere {}."""
+    whole = {}
+    for name, tensor in tensors.items():
+        full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if team.rank == 0:
+            whole[name] = full.detach().to(device, copy=True)
+    return whole
+
+
+def spread(team: Team, layout: Layout, tensors: Mapping[str, Tensor] | None, like: Mapping[str, Tensor]) -> Any:
+    """Rank 0's whole tensors, each cut as what it belongs to in ``like``: by its name, or without the last part."""
+    return {
+        name: sharded(
+            _from_first(team, None if tensors is None else tensors[name], shape, dtype),
+            like[name if name in like else name.rsplit(".", 1)[0]],
+        )
+        for name, (shape, dtype) in layout.items()
+    }
 
 
 def sharded(tensor: Tensor, like: Tensor) -> Tensor:
@@ -330,7 +340,10 @@ def sharded(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def shard(module: nn.Module, mesh: DeviceMesh) -> None:
-    """FSDP2 in place, block by block; gradients are summed over all ranks, in float32."""
+    """FSDP2 in place, block by block; gradients are summed over all ranks, in float32. Methods that networks compute
+    with outside of their forward pass gather weights too."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.contiguous()  # FSDP2 cuts no others, such as those laid out channels last
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # nothing works on it in place
     precision = MixedPrecisionPolicy(reduce_dtype=torch.float32)
     for stack in reversed(list(module.modules())):
@@ -341,6 +354,9 @@ def shard(module: nn.Module, mesh: DeviceMesh) -> None:
         if isinstance(part, FSDPModule):
             part.set_gradient_divide_factor(1.0)
             part.set_force_sum_reduction_for_comms(True)  # Gloo has no other reduction with a factor
+    for name in ("velocity", "imagine_frame"):
+        if hasattr(module, name):
+            register_fsdp_forward_method(module, name)
 
 
 def _begin(team: Team, spec: WorkerSpec, config: GRPOConfig, temperature: float, shards: int) -> None:
@@ -354,21 +370,12 @@ def _step(team: Team, part: Minibatch) -> dict[str, float]:
 
 
 def _publish(team: Team) -> dict[str, Tensor]:
-    return team.learner.gathered(team.learner.policy.state_dict(), keep=team.rank == 0, device=team.device)
+    return gathered(team, team.learner.policy.state_dict(), team.device)
 
 
 def _save(team: Team) -> dict[str, Tensor]:
-    return team.learner.gathered(team.learner.save(), keep=team.rank == 0, device=torch.device("cpu"))
+    return gathered(team, team.learner.save(), torch.device("cpu"))
 
 
-def _restore(
-    team: Team, layout: Mapping[str, tuple[torch.Size, torch.dtype]], tensors: Mapping[str, Tensor] | None
-) -> None:
-    state = team.learner.targets()
-    team.learner.restore({
-        name: sharded(
-            _from_first(team, None if tensors is None else tensors[name], shape, dtype),
-            state[name if name in state else name.rsplit(".", 1)[0]],
-        )
-        for name, (shape, dtype) in layout.items()
-    })  # fmt: skip
+def _restore(team: Team, layout: Layout, tensors: Mapping[str, Tensor] | None) -> None:
+    team.learner.restore(spread(team, layout, tensors, team.learner.targets()))

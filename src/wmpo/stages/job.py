@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ from wmpo.report.run import RunFolder, StageLog
 
 REPEATED = ("collect", "world-model", "reward", "clone", "improve")
 """The stages of a round."""
-INDIFFERENT = ("num_workers", "execution.", "improve.grpo.micro_batch")
+INDIFFERENT = re.compile(r"num_workers|execution\..*|.*\.micro_batch")
 """Settings on which no result depends, but for the order in which numbers are added: a run may go on with others."""
 
 
@@ -179,7 +180,7 @@ def differences(found: tuple[str, Experiment, int], wanted: tuple[str, Experimen
     return [
         f"{key}: {old.get(key)} there, {new.get(key)} now"
         for key in new | old
-        if old.get(key) != new.get(key) and not key.startswith(INDIFFERENT)
+        if old.get(key) != new.get(key) and not INDIFFERENT.fullmatch(key)
     ]
 
 

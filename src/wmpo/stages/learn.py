@@ -3,46 +3,56 @@
 from __future__ import annotations
 
 import math
-import platform
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
+from torch import nn
 
-from wmpo.config import Experiment
 from wmpo.data.episode import Episode
 from wmpo.data.lerobot import read_episodes
 from wmpo.envs.imagined import ImaginedEnv
 from wmpo.envs.simulated import Purpose, SimulatedEnv
 from wmpo.evaluation.audit import Audit, judge
 from wmpo.evaluation.world_model import replay, replay_distance
-from wmpo.execution.backend import workers
+from wmpo.execution.backend import trainer, workers
 from wmpo.execution.local import LocalSampler
 from wmpo.policy.openvla_oft import OpenVLAOFT
 from wmpo.policy.smolvla import SmolVLA
 from wmpo.protocols import Policy, PolicyNet, RewardModel
-from wmpo.report.run import RunFolder, StageLog
+from wmpo.report.run import StageLog
 from wmpo.reward.vlm_judge import VLMJudge, VLMJudgeConfig
 from wmpo.rollout.run import run_episodes
 from wmpo.stages import models
+from wmpo.stages.begin import (
+    CloneSpec,
+    DistillationSpec,
+    ImproveSpec,
+    RewardSpec,
+    SFTSpec,
+    WorldModelSpec,
+    fields_of,
+    first_policy,
+    first_world_model,
+    new_policy,
+    new_reward,
+    small_world_model,
+    world_model_training,
+)
 from wmpo.stages.guards import guarded_env, imagined_starts, starts_to_improve
 from wmpo.stages.job import Job, finish, require
 from wmpo.stages.measure import best_decoding
-from wmpo.stages.pretrain import load_pretrained, pretrained_path
+from wmpo.stages.pretrain import pretrained_path
 from wmpo.stages.record import play
 from wmpo.stages.rounds import begins_with, counted_on, dream_of, policy_of
-from wmpo.train.distill import distill_world_model
-from wmpo.train.reward import RewardNet, calibrate, real_videos, replayed_videos, threshold_of, train_reward
-from wmpo.train.sft import clone
+from wmpo.train.fit import fit
+from wmpo.train.reward import RewardNet, calibrate, real_videos, replayed_videos, threshold_of
 from wmpo.train.tokenizer import train_tokenizer
-from wmpo.train.video_clips import VideoClips
 from wmpo.train.wmpo import AuditPolicy
 from wmpo.train.wmpo import improve as train_in_imagination
-from wmpo.train.world_model import WorldModelNet, train_world_model
+from wmpo.train.world_model import WorldModelNet, train_and_check
 from wmpo.world_model.opensora import OpenSoraWorldModel, OpenSoraWorldModelConfig
-from wmpo.world_model.small import SmallWorldModel, SmallWorldModelConfig
-from wmpo.world_model.tokenizer import Tokenizer
 
 
 def sft(job: Job) -> None:
@@ -69,15 +79,19 @@ def sft(job: Job) -> None:
 
 def _cloned(job: Job, log: StageLog, episodes: list[Episode]) -> PolicyNet:
     """A new policy, of these demonstrations."""
-    config = job.experiment.policy
-    actions = torch.from_numpy(np.concatenate([episode.actions for episode in episodes]))
-    job.seed_torch(1)
-    policy = config.fit(actions, job.experiment.env.image_size)
+    policy, spec = new_policy(job, episodes), SFTSpec(*fields_of(job), len(episodes))
     if not (isinstance(policy, OpenVLAOFT | SmolVLA) and policy.config.fine_tuned):
         checkpoint = job.root.checkpoint(f"sft-{len(episodes)}")
-        clone(policy, episodes, job.experiment.sft, seed=job.seed, checkpoint=checkpoint, log=log)
+        own = partial(spec.begin, job, policy, episodes)
+        with trainer(job.experiment.execution, spec, _module(policy), own) as training:
+            fit(training, job.experiment.sft.fit, checkpoint=checkpoint, log=log)
     if isinstance(policy, OpenVLAOFT):
         policy.settle()
+    return policy
+
+
+def _module(policy: PolicyNet) -> nn.Module:
+    assert isinstance(policy, nn.Module)
     return policy
 
 
@@ -93,7 +107,7 @@ def tokenizer(job: Job) -> None:
     net = experiment.tokenizer.build()
     pretrained = pretrained_path(config.pretrained)
     if pretrained is not None:
-        net = _small_world_model(job, config, net).tokenizer
+        net = small_world_model(job, config, net).tokenizer
     else:
         train_tokenizer(
             net,
@@ -109,57 +123,29 @@ def tokenizer(job: Job) -> None:
     finish(log, {}, f"frames as {grid}x{grid}x{channels} latents{origin}")
 
 
-def _new_world_model(job: Job) -> WorldModelNet:
-    """Before it has seen anything of the run."""
-    config = job.experiment.world_model
-    if isinstance(config, OpenSoraWorldModelConfig):
-        codec = models.load_policy(job.root, "base").codec
-        return config.build(torch.tensor(codec.low), torch.tensor(codec.high), job.experiment.env.image_size)
-    net = _small_world_model(job, config, job.experiment.tokenizer.build())
-    net.tokenizer.load_state_dict(models.load_tokenizer(job.root).state_dict())
-    return net
-
-
-def _small_world_model(job: Job, config: SmallWorldModelConfig, tokenizer: Tokenizer) -> SmallWorldModel:
-    """Actions are scaled by the simulator's bounds, so that a pretrained model fits every policy."""
-    bounds = -torch.ones(job.action_dim), torch.ones(job.action_dim)
-    net, pretrained = config.build(tokenizer, *bounds, job.experiment.env.image_size // 4), config.pretrained
-    if (path := pretrained_path(pretrained)) is not None:
-        load_pretrained(path, net)
-    return net
-
-
 def world_model(job: Job) -> None:
     """Trains the video model on demonstrations, then on the policy's episodes too; stops by held-out replays. Later
     rounds go on from the last one's, and see their own episodes twice as often as older ones."""
     require(job, "world-model", "tokenizer", "collect")
     log, experiment, folder = job.log("world-model"), job.experiment, job.folder
-    config, (learn, held_out) = experiment.world_model_training, map(job.executed, job.collected())
-    job.seed_torch(3)
-    if job.round == 1:
-        net, seen = _new_world_model(job), learn
-    else:
-        net, config = models.load_world_model(job.folder_of(job.round - 1)), config.refreshed()
-        if isinstance(net, OpenSoraWorldModel):
-            net.config = replace(net.config, shortcut_steps=0)  # the flow is trained before it is distilled again
-        played, held = job.shares()[-1]
-        seen = [*learn, *learn[held - played :]]
-    notes = train_world_model(
-        net,
-        job.executed(job.demonstrations()),
-        seen,
-        held_out,
-        config,
-        chunk_size=experiment.policy.chunk_size,
-        seed=job.noise_seed,
-        checkpoint=folder.checkpoint("world-model"),
-        log=log,
-    )
+    config, (learn, held_out) = world_model_training(job), map(job.executed, job.collected())
+    net, spec = first_world_model(job), WorldModelSpec(*fields_of(job))
+    with trainer(experiment.execution, spec, net, partial(spec.begin, job, net, learn)) as training:
+        notes = train_and_check(
+            training,
+            net,
+            held_out,
+            config,
+            chunk_size=experiment.policy.chunk_size,
+            seed=job.noise_seed,
+            checkpoint=folder.checkpoint("world-model"),
+            log=log,
+        )
     if isinstance(net, OpenSoraWorldModel) and experiment.distillation.enabled:
-        distill_world_model(
-            net, VideoClips(net, [*job.executed(job.demonstrations()), *learn], experiment.policy.chunk_size),
-            experiment.distillation, seed=job.noise_seed, checkpoint=folder.checkpoint("world-model-distill"), log=log,
-        )  # fmt: skip
+        finer = DistillationSpec(*fields_of(job))
+        with trainer(experiment.execution, finer, net, partial(finer.begin, job, net, learn)) as training:
+            fit(training, experiment.distillation.fit, checkpoint=folder.checkpoint("world-model-distill"), log=log)
+        net.config = replace(net.config, shortcut_steps=experiment.distillation.shortcut_steps)
     net.eval()
     models.save_world_model(folder, net)
     distance, floor = replay_distance(net, held_out, experiment.policy.chunk_size, seed=job.seed)
@@ -182,7 +168,7 @@ def reward(job: Job) -> None:
     dream = models.load_world_model(folder)
     stride, chunk_size = dream.frame_stride, experiment.policy.chunk_size
     learn, held_out = map(job.executed, job.collected())
-    net = _success_classifier(job, dream, [*job.executed(job.demonstrations()), *learn], log)
+    net = _success_classifier(job, dream, learn, log)
     real = real_videos(held_out, stride)
     imagined = replayed_videos(held_out, replay(dream, held_out, chunk_size, seed=job.seed), stride)
     on_policy = _on_policy(job, dream, net) if experiment.reward_training.on_policy else {}
@@ -227,18 +213,9 @@ def _success_classifier(job: Job, dream: WorldModelNet, learn: list[Episode], lo
     config, experiment = job.experiment.reward, job.experiment
     if isinstance(config, VLMJudgeConfig):
         return config.build(experiment.env.instruction())
-    stride = dream.frame_stride
-    clips = real_videos(learn, stride, dream)
-    for phase in range(stride):
-        clips += real_videos(learn, stride, phase=phase)
-    for i in range(experiment.reward_training.num_replays):
-        clips += replayed_videos(learn, replay(dream, learn, experiment.policy.chunk_size, seed=job.seed + i), stride)
-    job.seed_torch(4)
-    net = config.build(experiment.env.image_size)
-    train_reward(
-        net, clips, experiment.reward_training,
-        seed=job.noise_seed, checkpoint=job.folder.checkpoint("reward"), log=log,
-    )  # fmt: skip
+    net, spec = new_reward(job), RewardSpec(*fields_of(job))
+    with trainer(experiment.execution, spec, net, partial(spec.begin, job, net, dream, learn)) as training:
+        fit(training, experiment.reward_training.fit, checkpoint=job.folder.checkpoint("reward"), log=log)
     return net
 
 
@@ -250,11 +227,10 @@ def clone_successes(job: Job) -> None:
     if not config.enabled:
         finish(log, {"successes": 0}, "switched off (--clone.enabled)")
         return
-    solved = [episode.until_solved() for episode in job.collected()[0] if episode.success]
-    clone(
-        policy, [*job.demonstrations(), *solved], config.sft,
-        seed=job.noise_seed, checkpoint=job.folder.checkpoint("clone"), log=log,
-    )  # fmt: skip
+    spec = CloneSpec(*fields_of(job))
+    solved = spec.solved(job)
+    with trainer(job.experiment.execution, spec, _module(policy), partial(spec.begin, job, policy, solved)) as training:
+        fit(training, config.sft.fit, checkpoint=job.folder.checkpoint("clone"), log=log)
     models.save_policy(job.folder, "cloned", policy, job.experiment.env.instruction())
     finish(log, {"successes": len(solved)}, f"cloned {len(solved)} real successes and the demonstrations")
 
@@ -270,9 +246,8 @@ def improve(job: Job) -> None:
     (dream, guards), policy = guarded_env(job, held_out), first_policy(job)
     real = job.real_env(Purpose("audit", ""), frame_stride=1)
     own = LocalSampler(dream, policy)  # it never plays while the learner is amid a step
-    spec = ImproveSpec(job.root.path.resolve(), experiment, job.seed, job.round)
     with workers(
-        experiment.execution, spec, own, policy, config.grpo, temperature=config.temperature
+        experiment.execution, ImproveSpec(*fields_of(job)), own, policy, config.grpo, temperature=config.temperature
     ) as (sampler, learner):  # fmt: skip
         summary = train_in_imagination(
             sampler,
@@ -291,39 +266,6 @@ def improve(job: Job) -> None:
         dropped = f"{worth['dropped']} of {worth['n']} held-out replays, {worth['rightly']} rightly"
         log.note(f"guard {name}: would have dropped {dropped}")
     finish(log, summary, f"kept the policy of iteration {summary['kept_iteration']}; {summary['stopped']}")
-
-
-@dataclass(frozen=True)
-class ImproveSpec:
-    """A :class:`wmpo.execution.local.WorkerSpec`: the run's folder, from which other processes build the round's dream
-    and policy. All machines must see it under the same path."""
-
-    path: Path
-    experiment: Experiment
-    seed: int
-    round: int
-
-    def _job(self) -> Job:
-        job = Job(RunFolder(self.path), self.experiment, self.seed, quiet=True, round=self.round)
-        if not job.root.model("base").exists():
-            raise ValueError(f"{self.path} is not there on {platform.node()}; all machines must share this folder")
-        return job
-
-    def sampler(self) -> LocalSampler:
-        job = self._job()
-        guarded = self.experiment.improve.guards.needs_shadow
-        dream, _ = guarded_env(job, job.executed(job.collected()[1]) if guarded else [])
-        return LocalSampler(dream, first_policy(job))
-
-    def policy(self) -> PolicyNet:
-        return first_policy(self._job())
-
-
-def first_policy(job: Job) -> PolicyNet:
-    """The policy with which the round's imagination begins."""
-    if job.experiment.clone.enabled:
-        return models.load_policy(job.folder, "cloned")
-    return policy_of(job, begins_with(job))
 
 
 def _auditor(job: Job, dream: ImaginedEnv, real: SimulatedEnv, held_out: list[Episode]) -> AuditPolicy:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wmpo.config import Experiment
+from wmpo.division import cut
 from wmpo.policy.openvla_oft import OpenVLAOFTConfig
 from wmpo.report.run import RunFolder
 from wmpo.stages.footprint import (
@@ -100,17 +101,19 @@ def plan(experiment: Experiment, hardware: Hardware) -> Plan:
     dream, settled = dream_footprint(experiment, action_dim), policy
     if isinstance(experiment.policy, OpenVLAOFTConfig):
         settled = policy_footprint(replace(experiment, policy=experiment.policy.settled()), action_dim)
-    networks, stages = [policy, dream.net, reward], [_fit("sft", policy, experiment.sft.fit)]
+    rounds = experiment.num_rounds
+    networks, stages = [policy, dream.net, reward], [_fit("sft", experiment, hardware, policy, experiment.sft.fit)]
     dreamer = experiment.world_model
     if isinstance(dreamer, SmallWorldModelConfig) and dreamer.pretrained == "none":
         networks.append(tokenizer_footprint(experiment))
-        stages.append(_fit("tokenizer", networks[-1], experiment.tokenizer_training.fit))
+        alone = replace(hardware, gpus=1)  # batch normalisation is not divided
+        stages.append(_fit("tokenizer", experiment, alone, networks[-1], experiment.tokenizer_training.fit))
     stages += [
-        _world_model(experiment, dream),
-        _fit("reward", reward, experiment.reward_training.fit, experiment.num_rounds),
+        _world_model(experiment, hardware, dream),
+        _fit("reward", experiment, hardware, reward, experiment.reward_training.fit, rounds),
     ]
     if experiment.clone.enabled:
-        stages.append(_fit("clone", settled, experiment.clone.sft.fit, experiment.num_rounds))
+        stages.append(_fit("clone", experiment, hardware, settled, experiment.clone.sft.fit, rounds))
     stages.append(_improve(experiment, hardware, settled, dream, reward))
     episodes = _real_episodes(experiment)
     steps = episodes * experiment.max_chunks * experiment.policy.chunk_size
@@ -124,24 +127,34 @@ def _real_episodes(experiment: Experiment) -> int:
     return experiment.demos.num_episodes + experiment.collect.num_episodes + audits + 2 * trials
 
 
-def _fit(name: str, net: Footprint, config: FitConfig, times: int = 1) -> Stage:
-    """The supervised loop runs in one process."""
+def _fit(
+    name: str, experiment: Experiment, hardware: Hardware, net: Footprint, config: FitConfig, times: int = 1
+) -> Stage:
     done = float(times * config.num_steps * config.batch_size * net.training)
-    return Stage(name=name, operations=done, most=done, gpus=1, memory=training_memory(net, config))
+    memory = training_memory(net, config, hardware.gpus, _shards(experiment, hardware))
+    return Stage(name=name, operations=done, most=done, gpus=hardware.gpus, memory=memory)
 
 
-def training_memory(net: Footprint, config: FitConfig, beside: int = 0) -> Memory:
-    """AdamW's two moments have the weights' type."""
+def _shards(experiment: Experiment, hardware: Hardware) -> int:
+    """GPUs over which weights, gradients and optimiser are divided."""
+    return min(experiment.execution.shards or hardware.gpus_per_machine, hardware.gpus)
+
+
+def training_memory(net: Footprint, config: FitConfig, gpus: int = 1, shards: int = 1, beside: int = 0) -> Memory:
+    """On the fullest of the GPUs, rank 0's, which holds the whole network beside its part. AdamW's two moments have the
+    weights' type."""
+    ranks = (cut(config.batch_size, config.micro_batch, rank, gpus) for rank in range(gpus))
+    rows = max(rows.stop - rows.start for parts in ranks for rows, _ in parts)
     return Memory(
-        weights=net.weight_bytes,
-        gradients=net.trained_bytes,
-        optimizer=2 * net.trained_bytes,
-        activations=config.batch_size * net.saved_bytes,
-        others=beside + (net.trained_bytes if config.ema else 0),
+        weights=net.weight_bytes // shards,
+        gradients=net.trained_bytes // shards,
+        optimizer=2 * net.trained_bytes // shards,
+        activations=rows * net.saved_bytes,
+        others=beside + (net.trained_bytes // shards if config.ema else 0) + (net.weight_bytes if gpus > 1 else 0),
     )
 
 
-def _world_model(experiment: Experiment, dream: DreamFootprint) -> Stage:
+def _world_model(experiment: Experiment, hardware: Hardware, dream: DreamFootprint) -> Stage:
     """Steps of later rounds are fewer; contexts are imagined for half of ``max_unroll`` frames on average."""
     config = experiment.world_model_training
     later = config.refreshed()
@@ -149,8 +162,9 @@ def _world_model(experiment: Experiment, dream: DreamFootprint) -> Stage:
     for each, times in ((config, 1), (later, experiment.num_rounds - 1)):
         unrolled = (1 - each.unroll_from) * each.max_unroll / 2 * dream.frame
         done += times * each.fit.num_steps * each.fit.batch_size * (dream.net.training + unrolled)
-    memory = training_memory(dream.net, config.fit, dream.extra_bytes)
-    return Stage(name="world-model", operations=done, most=done, gpus=1, memory=memory)
+    shards = _shards(experiment, hardware)
+    memory = training_memory(dream.net, config.fit, hardware.gpus, shards, dream.extra_bytes)
+    return Stage(name="world-model", operations=done, most=done, gpus=hardware.gpus, memory=memory)
 
 
 def _improve(
@@ -163,7 +177,7 @@ def _improve(
     imagined = chunks * imagined_chunk(experiment, policy, dream, reward)
     learned = chunks * config.grpo.num_epochs * learned_decision(experiment, policy)
     caps = config.groups.max_rounds if config.groups.dynamic_sampling else 1
-    shards = experiment.execution.shards or min(hardware.gpus, hardware.gpus_per_machine)
+    shards = _shards(experiment, hardware)
     copies = 1 if hardware.gpus == 1 else 2  # what is published and, beside a sharded learner, rank 0's own
     networks = copies * policy.weight_bytes + dream.net.weight_bytes + dream.extra_bytes + reward.weight_bytes
     minibatch = -(-episodes * chunks // (config.grpo.num_minibatches * hardware.gpus))
@@ -231,13 +245,14 @@ def _row(name: str, *cells: str) -> str:
 def _warnings(found: Plan, hardware: Hardware) -> list[str]:
     return [
         f"{stage.name} does not fit into {hardware.gpu_memory:g} GB; what helps: "
-        f"{_REMEDIES.get(stage.name, 'a smaller batch (its fit.batch-size)')}"
+        f"{_REMEDIES.get(stage.name, 'its fit.micro-batch, or more GPUs')}"
         for stage in found.stages
         if stage.memory.total > hardware.gpu_memory * 1e9
     ]
 
 
 _REMEDIES = {
+    "tokenizer": "a smaller batch (--tokenizer-training.fit.batch-size)",
     "improve": "--improve.grpo.micro-batch, --execution.shards, --policy.lora-rank or --policy.gradient-checkpointing",
 }
 

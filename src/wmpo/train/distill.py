@@ -20,9 +20,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from wmpo.division import WHOLE, Division
 from wmpo.report.run import StageLog
 from wmpo.rng import keyed, torch_generator
-from wmpo.train.fit import FitConfig, fit
+from wmpo.train.fit import FitConfig, Part, Training, fit
 from wmpo.world_model import flow
 from wmpo.world_model.opensora import OpenSoraWorldModel
 
@@ -67,25 +68,36 @@ class Windows(Protocol):
 def distill_world_model(
     model: OpenSoraWorldModel, windows: Windows, config: DistillConfig, *, seed: int, checkpoint: Path, log: StageLog
 ) -> None:
-    """Trains the transformer in place, then lets the model imagine in ``config.shortcut_steps``.
+    """Trains the transformer in place, in this process, then lets the model imagine in ``config.shortcut_steps``.
 
     To be called when the flow is trained, with the same windows; where the flow is trained further, set the model's
     ``shortcut_steps`` to 0 before, and distil again after. Goes on from ``checkpoint`` if there is one. Raises
     ValueError for settings that cannot be.
     """
+    fit(distillation(model, windows, config, seed=seed), config.fit, checkpoint=checkpoint, log=log)
+    model.config = replace(model.config, shortcut_steps=config.shortcut_steps)
+
+
+def distillation(
+    model: OpenSoraWorldModel, windows: Windows, config: DistillConfig, *, seed: int, division: Division = WHOLE
+) -> Training:
+    """Steps of all sizes on windows of recorded episodes."""
     config.validate()
     count = config.fit.batch_size
     num_plain = round(config.flow_share * count)
     device = model.action_low.device
 
-    def loss(number: int) -> Tensor:
+    def batch(number: int) -> Part:
         rng, generator = keyed(seed, "distill/batch", number), torch_generator(seed, "distill/noise", number)
         latents, actions = windows.sample(rng, count)
         noise = torch.randn(latents.shape, generator=generator)
         time, step = flow.shortcut_times(count, config.finest, generator)
         time[:num_plain], step[:num_plain] = torch.randn(num_plain, generator=generator).sigmoid(), 0
-        tensors = (t.to(device) for t in (latents, actions, noise, time, step))
-        return model(*tensors, finest=1 / config.finest).mean()
 
-    fit(model, loss, config.fit, checkpoint=checkpoint, log=log)
-    model.config = replace(model.config, shortcut_steps=config.shortcut_steps)
+        def loss(rows: slice) -> Tensor:
+            tensors = (t[rows].to(device) for t in (latents, actions, noise, time, step))
+            return model(*tensors, finest=1 / config.finest).mean()
+
+        return loss
+
+    return Training(model, batch, config.fit, division)

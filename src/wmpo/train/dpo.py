@@ -22,7 +22,7 @@ from wmpo.protocols import TrainablePolicy
 from wmpo.report.run import StageLog
 from wmpo.rl.dpo import dpo_loss, sequence_logprob
 from wmpo.rng import keyed
-from wmpo.train.fit import FitConfig, fit
+from wmpo.train.fit import FitConfig, Part, Training, fit
 from wmpo.types import Observation, Rollouts
 
 
@@ -139,18 +139,22 @@ def prefer(
     assert isinstance(policy, torch.nn.Module)
     pairs = pair(rollouts, config.pairing)
 
-    def loss(step: int) -> Tensor:
+    def batch(step: int) -> Part:
         won, lost = pairs.draw(keyed(seed, "dpo/pairs", step), config.fit.batch_size)
-        both = rollouts.rows(torch.cat([won, lost]))
-        played = both.executed.any(dim=2)
-        episode, _ = played.nonzero(as_tuple=True)
-        said = tuple(both.instruction[i] for i in episode.tolist())
-        logprob = _logprob(policy, both.frame[played], said, both.tokens[played], temperature)
-        mask = both.executed[played]
-        mine = sequence_logprob(logprob, mask, episode, len(both))
-        reference = sequence_logprob(both.logprob[played], mask, episode, len(both))
-        (chosen, rejected), (before_chosen, before_rejected) = mine.chunk(2), reference.chunk(2)
-        return dpo_loss(chosen, rejected, before_chosen, before_rejected, config.beta).total
+        return lambda rows: _loss(policy, rollouts.rows(torch.cat([won[rows], lost[rows]])), config.beta, temperature)
 
-    fit(policy, loss, config.fit, checkpoint=checkpoint, log=log)
+    fit(Training(policy, batch, config.fit), config.fit, checkpoint=checkpoint, log=log)
     return pairs
+
+
+def _loss(policy: TrainablePolicy, both: Rollouts, beta: float, temperature: float) -> Float[Tensor, ""]:
+    """Of pairs: first all successes, then the failure of each."""
+    played = both.executed.any(dim=2)
+    episode, _ = played.nonzero(as_tuple=True)
+    said = tuple(both.instruction[i] for i in episode.tolist())
+    logprob = _logprob(policy, both.frame[played], said, both.tokens[played], temperature)
+    mask = both.executed[played]
+    mine = sequence_logprob(logprob, mask, episode, len(both))
+    reference = sequence_logprob(both.logprob[played], mask, episode, len(both))
+    (chosen, rejected), (before_chosen, before_rejected) = mine.chunk(2), reference.chunk(2)
+    return dpo_loss(chosen, rejected, before_chosen, before_rejected, beta).total

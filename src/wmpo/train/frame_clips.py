@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from wmpo.data.episode import Episode
 from wmpo.nn import to_unit
+from wmpo.train.fit import Part
 from wmpo.world_model import flow
 from wmpo.world_model.small import FrameContext, SmallWorldModel
 
@@ -63,21 +64,25 @@ class FrameClips:
         target, picture = self.latents[index["next"]], to_unit(self.frames[index["next"]]).to(device)
         return context, actions.to(device).unflatten(1, (num_frames, self.stride)), target, picture
 
-    def loss(
+    def batch(
         self, rng: np.random.Generator, generator: torch.Generator, count: int, *, unroll: int, context_noise: float
-    ) -> Float[Tensor, ""]:
-        """Of a batch of ``count`` contexts, whose last ``unroll`` frames are imagined, so that the model meets its own
-        errors."""
-        context, actions, target, picture = self.sample(rng, count, unroll + 1)
-        context = _noised(context, context_noise, generator)
+    ) -> Part:
+        """``count`` contexts, whose last ``unroll`` frames are imagined, so that the model meets its own errors."""
+        drawn, actions, target, picture = self.sample(rng, count, unroll + 1)
+        noised = _noised(drawn, context_noise, generator)
+        noise = [torch.randn(target.shape, generator=generator) for _ in range(unroll)]
+        time = flow.logit_normal_time(count, generator)
+        noise.append(torch.randn(target.shape, generator=generator))
 
-        def noise() -> Tensor:
-            return torch.randn(target.shape, generator=generator).to(target.device)
+        def loss(rows: slice) -> Tensor:
+            context = FrameContext(*(getattr(noised, field.name)[rows] for field in fields(noised)))
+            fresh = [each[rows].to(target.device) for each in noise]
+            for i in range(unroll):
+                context = self.model.imagine_frame(context, actions[rows, i], fresh[i])
+            at = time[rows].to(target.device)
+            return self.model(context, actions[rows, unroll], target[rows], picture[rows], fresh[unroll], at).mean()
 
-        for i in range(unroll):
-            context = self.model.imagine_frame(context, actions[:, i], noise())
-        time = flow.logit_normal_time(len(target), generator).to(target.device)
-        return self.model(context, actions[:, unroll], target, picture, noise(), time).mean()
+        return loss
 
 
 def _noised(context: FrameContext, limit: float, generator: torch.Generator) -> FrameContext:

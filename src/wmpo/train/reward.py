@@ -8,17 +8,21 @@ imagination shows.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from wmpo.data.clips import shift
 from wmpo.data.episode import Episode
+from wmpo.division import WHOLE, Division
 from wmpo.evaluation.statistics import Target, best_threshold, rates
 from wmpo.protocols import RewardModel, WorldModel
 from wmpo.report.run import StageLog
@@ -26,7 +30,7 @@ from wmpo.reward.detector import score_video
 from wmpo.reward.small import SmallReward
 from wmpo.reward.videomae import VideoMAEReward
 from wmpo.rng import keyed
-from wmpo.train.fit import FitConfig, fit
+from wmpo.train.fit import FitConfig, Part, Training, fit
 
 RewardNet = SmallReward | VideoMAEReward
 """The classifiers that are trained."""
@@ -130,10 +134,17 @@ def train_reward(
     checkpoint: Path,
     log: StageLog,
 ) -> None:
-    """Binary cross-entropy on balanced clips, in place; the threshold is set by :func:`calibrate`."""
+    """Trains in place, in this process; the threshold is set by :func:`calibrate`."""
+    fit(telling_success(model, videos, config, seed=seed), config.fit, checkpoint=checkpoint, log=log)
+
+
+def telling_success(
+    model: RewardNet, videos: Sequence[LabelledVideo], config: RewardTraining, *, seed: int, division: Division = WHOLE
+) -> Training:
+    """Binary cross-entropy on balanced clips."""
     clips = _Clips(videos, model.window)
 
-    def loss(step: int) -> Tensor:
+    def batch(step: int) -> Part:
         rng = keyed(seed, "reward/batch", step)
         frames, label = clips.sample(rng, config.fit.batch_size)
         flat = frames.permute(0, 2, 3, 1, 4).flatten(3)  # (M, h, w, W * 3): all frames of a clip move together
@@ -141,10 +152,32 @@ def train_reward(
         moved = shift(flat, offsets, config.max_shift).unflatten(3, (model.window, 3)).permute(0, 3, 1, 2, 4)
         noise = torch.from_numpy(rng.standard_normal(moved.shape, dtype=np.float32))
         noisy = (moved + config.noise * noise).round().clamp(0, 255).to(torch.uint8)
-        torch.manual_seed(int(rng.integers(2**62)))  # dropout draws from torch's global generator
-        return torch.nn.functional.binary_cross_entropy_with_logits(model(noisy), label)
+        dropout = int(rng.integers(2**62))
 
-    fit(model, loss, config.fit, checkpoint=checkpoint, log=log)
+        def loss(rows: slice) -> Tensor:
+            torch.manual_seed(dropout)  # it draws from torch's global generator
+            whole = rows.stop - rows.start == len(noisy)
+            with nullcontext() if whole else _DropoutOf(rows, len(noisy)):
+                return F.binary_cross_entropy_with_logits(model(noisy[rows]), label[rows])
+
+        return loss
+
+    return Training(model, batch, config.fit, division)
+
+
+class _DropoutOf(TorchFunctionMode):
+    """Dropout that is drawn for a batch of ``count`` rows, of which ``rows`` are here."""
+
+    def __init__(self, rows: slice, count: int) -> None:
+        super().__init__()
+        self._rows, self._count = rows, count
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is not F.dropout or not kwargs["training"] or not kwargs["p"]:
+            return func(*args, **kwargs)
+        (x,) = args
+        return x * F.dropout(x.new_ones(self._count, *x.shape[1:]), kwargs["p"])[self._rows]
 
 
 def peaks(model: RewardModel, videos: Sequence[LabelledVideo]) -> Float[np.ndarray, " n"]:

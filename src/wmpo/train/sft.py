@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from wmpo import likelihood
 from wmpo.data.clips import chunk_clips, shift
 from wmpo.data.episode import Episode
+from wmpo.division import WHOLE, Division
 from wmpo.protocols import PolicyNet
 from wmpo.report.run import StageLog
 from wmpo.rng import keyed
-from wmpo.train.fit import FitConfig, fit
+from wmpo.train.fit import FitConfig, Part, Training, fit
 from wmpo.types import Observation
 
 
@@ -61,17 +62,30 @@ def clone(
     checkpoint: Path,
     log: StageLog,
 ) -> None:
+    """Clones in place, in this process."""
+    fit(cloning(policy, episodes, config, seed=seed), config.fit, checkpoint=checkpoint, log=log)
+
+
+def cloning(
+    policy: PolicyNet, episodes: Sequence[Episode], config: SFTConfig, *, seed: int, division: Division = WHOLE
+) -> Training:
     """Minimises the policy's own loss of demonstrated chunks (discrete tokens: the negative log-likelihood; flow
-    matching: the squared error of the velocity), in place."""
+    matching: the squared error of the velocity)."""
     assert isinstance(policy, nn.Module)
     clips, rule = chunk_clips(episodes, policy.codec.chunk_size), likelihood.of(policy)
 
-    def loss(step: int) -> Tensor:
+    def batch(step: int) -> Part:
         rng = keyed(seed, "sft/batch", step)
         index = torch.from_numpy(rng.integers(len(clips.actions), size=config.fit.batch_size))
         offsets = torch.from_numpy(rng.integers(2 * config.max_shift + 1, size=(len(index), 2)))
-        frames = shift(clips.frame[index], offsets, config.max_shift)
-        seen = Observation(frame=frames, instruction=tuple(clips.instruction[i] for i in index.tolist()))
-        return rule.cloning_loss(policy.prepare(seen), clips.actions[index], rng)
+        noise = rule.cloning_noise(len(index), rng)
 
-    fit(policy, loss, config.fit, checkpoint=checkpoint, log=log)
+        def loss(rows: slice) -> Tensor:
+            picked = index[rows]
+            frames = shift(clips.frame[picked], offsets[rows], config.max_shift)
+            seen = Observation(frame=frames, instruction=tuple(clips.instruction[i] for i in picked.tolist()))
+            return rule.cloning_loss(policy.prepare(seen), clips.actions[picked], *(drawn[rows] for drawn in noise))
+
+        return loss
+
+    return Training(policy, batch, config.fit, division)

@@ -15,7 +15,7 @@ from wmpo.data.episode import Episode
 from wmpo.nn import to_unit
 from wmpo.report.run import StageLog
 from wmpo.rng import keyed, torch_generator
-from wmpo.train.fit import FitConfig, fit
+from wmpo.train.fit import FitConfig, Part, Training, fit
 from wmpo.world_model.tokenizer import Tokenizer
 
 
@@ -28,6 +28,14 @@ class TokenizerTraining:
     foreground: float = 8.0
     "Extra weight of pixels that differ from the median picture: hand, objects and markers are few pixels."
 
+    def validate(self) -> None:
+        """Raises ValueError for a batch in parts: each would be normalised by statistics of its own."""
+        if self.fit.micro_batch:
+            raise ValueError(
+                f"the tokenizer's fit.micro_batch {self.fit.micro_batch} must be 0: its latents are normalised over "
+                "the batch; lower its fit.batch_size instead"
+            )
+
 
 def train_tokenizer(
     tokenizer: Tokenizer,
@@ -39,21 +47,26 @@ def train_tokenizer(
     log: StageLog,
 ) -> None:
     """Minimises a foreground-weighted L1 distance, in place, then fixes the latents' mean and variance."""
+    config.validate()
     frames = torch.from_numpy(np.concatenate([episode.frames for episode in episodes]))
     background = to_unit(frames[:: max(1, len(frames) // 200)]).median(dim=0).values
     device = next(tokenizer.parameters()).device
 
-    def loss(step: int) -> Tensor:
+    def batch(step: int) -> Part:
         index = torch.from_numpy(keyed(seed, "tokenizer/batch", step).integers(len(frames), size=config.fit.batch_size))
         images = to_unit(frames[index])
         weight = foreground_weight(images, background, config.foreground).to(device)
         images = images.to(device)
-        latents = tokenizer.latents(images)
-        noise = torch.randn(latents.shape, generator=torch_generator(seed, "tokenizer/noise", step))
-        decoded = tokenizer.images(latents + tokenizer.config.latent_noise * noise.to(device))
-        return (weight * (decoded - images).abs()).mean()
 
-    fit(tokenizer, loss, config.fit, checkpoint=checkpoint, log=log)
+        def loss(rows: slice) -> Tensor:
+            latents = tokenizer.latents(images[rows])
+            noise = torch.randn(latents.shape, generator=torch_generator(seed, "tokenizer/noise", step))
+            decoded = tokenizer.images(latents + tokenizer.config.latent_noise * noise.to(device))
+            return (weight[rows] * (decoded - images[rows]).abs()).mean()
+
+        return loss
+
+    fit(Training(tokenizer, batch, config.fit), config.fit, checkpoint=checkpoint, log=log)
     _fix_statistics(tokenizer, frames)
 
 

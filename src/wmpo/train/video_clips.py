@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from wmpo.data.episode import Episode
+from wmpo.train.fit import Part
 from wmpo.world_model import flow
 from wmpo.world_model.opensora import OpenSoraWorldModel
 
@@ -40,13 +41,18 @@ class VideoClips:
             actions.append(self.actions[episode][np.minimum(now + np.arange(self.chunk_size), length - 1)])
         return torch.stack(latents), torch.stack(actions)
 
-    def loss(
+    def batch(
         self, rng: np.random.Generator, generator: torch.Generator, count: int, *, unroll: int, context_noise: float
-    ) -> Float[Tensor, ""]:
-        """Flow-matching loss of a batch of ``count`` windows. ``unroll`` and ``context_noise`` are those of the small
-        world model: here contexts are recorded ones, and their noise is a setting of the model, as in the paper."""
+    ) -> Part:
+        """Flow matching on ``count`` windows. ``unroll`` and ``context_noise`` are those of the small world model: here
+        contexts are recorded ones, and their noise is a setting of the model, as in the paper."""
         latents, actions = self.sample(rng, count)
+        noise = torch.randn(latents.shape, generator=generator)
+        time = flow.logit_normal_time(count, generator)
         device = self.model.action_low.device
-        noise = torch.randn(latents.shape, generator=generator).to(device)
-        time = flow.logit_normal_time(count, generator).to(device)
-        return self.model(latents.to(device), actions, noise, time).mean()
+
+        def loss(rows: slice) -> Tensor:
+            fresh, at = noise[rows].to(device), time[rows].to(device)
+            return self.model(latents[rows].to(device), actions[rows], fresh, at).mean()
+
+        return loss

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from wmpo.checkpoint import load_into, load_tensors, save_tensors
 from wmpo.data.episode import Episode
+from wmpo.division import WHOLE, Division
 from wmpo.evaluation.world_model import replay_distance
+from wmpo.protocols import Trainer
 from wmpo.report.run import StageLog
 from wmpo.rng import keyed, torch_generator
-from wmpo.train.fit import FitConfig, fit
+from wmpo.train.fit import FitConfig, Part, Training, fit
 from wmpo.train.frame_clips import FrameClips
 from wmpo.train.video_clips import VideoClips
 from wmpo.world_model.opensora import OpenSoraWorldModel
@@ -66,18 +67,52 @@ def train_world_model(
     checkpoint: Path,
     log: StageLog,
 ) -> dict[str, Any]:
-    """Trains in place; returns how it ended: ``{"stopped": ..., "checks": [...]}``."""
+    """Trains in place, in this process; returns how it ended: ``{"stopped": ..., "checks": [...]}``."""
+    trainer = flow_matching(model, demonstrations, collected, config, chunk_size=chunk_size, seed=seed)
+    return train_and_check(
+        trainer, model, held_out, config, chunk_size=chunk_size, seed=seed, checkpoint=checkpoint, log=log
+    )
+
+
+def flow_matching(
+    model: WorldModelNet,
+    demonstrations: Sequence[Episode],
+    collected: Sequence[Episode],
+    config: WorldModelTraining,
+    *,
+    chunk_size: int,
+    seed: int,
+    division: Division = WHOLE,
+) -> Training:
+    """On windows of recorded episodes: demonstrations alone first, then collected ones too."""
     first = _clips(model, demonstrations, chunk_size)
     both = _clips(model, [*demonstrations, *collected], chunk_size) if collected else first
     pretrain_steps = int(config.fit.num_steps * config.pretrain_share)
     unroll_from = int(config.fit.num_steps * config.unroll_from)
-    best = checkpoint.with_name(f"{checkpoint.stem}_best.safetensors")
 
-    def loss(step: int) -> Tensor:
+    def batch(step: int) -> Part:
         rng, generator = keyed(seed, "world-model/batch", step), torch_generator(seed, "world-model/noise", step)
         unroll = int(rng.integers(config.max_unroll + 1)) if step >= unroll_from else 0
         clips = first if step < pretrain_steps else both
-        return clips.loss(rng, generator, config.fit.batch_size, unroll=unroll, context_noise=config.context_noise)
+        return clips.batch(rng, generator, config.fit.batch_size, unroll=unroll, context_noise=config.context_noise)
+
+    return Training(model, batch, config.fit, division)
+
+
+def train_and_check(
+    trainer: Trainer,
+    model: WorldModelNet,
+    held_out: Sequence[Episode],
+    config: WorldModelTraining,
+    *,
+    chunk_size: int,
+    seed: int,
+    checkpoint: Path,
+    log: StageLog,
+) -> dict[str, Any]:
+    """Trains until held-out replays stop improving, and leaves the best weights in ``model``, whole."""
+    pretrain_steps = int(config.fit.num_steps * config.pretrain_share)
+    best = checkpoint.with_name(f"{checkpoint.stem}_best.safetensors")
 
     def check(done: int, notes: dict[str, Any]) -> bool:
         distance, tokenizer = replay_distance(model, held_out, chunk_size, seed=seed)
@@ -90,7 +125,7 @@ def train_world_model(
             save_tensors(best, model.state_dict(), {"step": done})
         return done < pretrain_steps or len(checks) - 1 - int(np.argmin(checks)) < config.patience
 
-    notes = fit(model, loss, config.fit, checkpoint=checkpoint, log=log, check=check, check_every=config.check_every)
+    notes = fit(trainer, config.fit, checkpoint=checkpoint, log=log, check=check, check_every=config.check_every)
     load_into(model, load_tensors(best)[0], best)
     notes["stopped"] = "held-out replays stopped improving" if notes["stopped"] else "all steps done"
     return notes
