@@ -70,7 +70,7 @@ def clone(
         rng = keyed(seed, "sft/batch", step)
         index = torch.from_numpy(rng.integers(len(clips.actions), size=config.fit.batch_size))
         offsets = torch.from_numpy(rng.integers(2 * config.max_shift + 1, size=(len(index), 2)))
-        frames = shift(clips.frame[index], offsets, config.max_shift)
+        frames = shift(clips.frame[index], offsets, config.max_shift, len(policy.views))
         seen = Observation(frame=frames, instruction=tuple(clips.instruction[i] for i in index.tolist()))
         return rule.cloning_loss(policy.prepare(seen), clips.actions[index], rng)
 
