@@ -104,7 +104,8 @@ def _figures(found: Overview, source: Source) -> dict[str, Any]:
     lengths = np.array(found.lengths)
     return {
         "kind": source.kind, "episodes": len(lengths), "actions": int(lengths.sum()), "fps": source.fps,
-        "cameras": list(found.views), "picture": list(found.picture), "shortest": int(lengths.min()), "mean_length": float(lengths.mean()),
+        "cameras": list(found.views),
+        "picture": list(found.picture), "shortest": int(lengths.min()), "mean_length": float(lengths.mean()),
         "longest": int(lengths.max()), "solved": found.num_solved if source.labelled else None,
         "action_low": found.low.tolist(), "action_mean": found.mean.tolist(), "action_high": found.high.tolist(),
         "instructions": dict(found.instructions), "policies": dict(found.policies),

@@ -274,7 +274,7 @@ def _check_number(name: str, value: Any) -> None:
     """Ranges of settings, by the last part of their names."""
     last = name.rsplit(".", 1)[-1]
     least, most = _AT_LEAST.get(last, -math.inf), _AT_MOST.get(last, math.inf)
-    if isinstance(value, tuple) and not value:
+    if isinstance(value, tuple) and not value and last not in _MAY_BE_EMPTY:
         raise ValueError(f"{name} must not be empty")
     for number in value if isinstance(value, tuple) else (value,):
         if isinstance(number, float) and not math.isfinite(number):
@@ -285,6 +285,7 @@ def _check_number(name: str, value: Any) -> None:
             raise ValueError(f"{name} must be at most {most:g}, not {number}")
 
 
+_MAY_BE_EMPTY = ("more_cameras",)
 _AT_MOST: dict[str, float] = {
     "ema": 0.99999,
     "pretrain_share": 1,

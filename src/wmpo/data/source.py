@@ -19,7 +19,7 @@ class Keys:
     """Which parts of a dataset are meant; None: the usual one of its format, or the only one there is."""
 
     camera: tuple[str, ...] = ()
-    "Names of the pictures, needed when there are several; pictures of several cameras stand side by side, from the left."
+    "Names of the pictures, needed when there are several. Those of several cameras stand side by side, from the left."
     action: str | None = None
     "Name of the actions; several, with commas between them, are put one behind the other."
     success: str | None = None

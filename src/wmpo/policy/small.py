@@ -49,9 +49,7 @@ class SmallPolicyConfig(TrunkConfig):
     def build(self, codec: ActionCodec, image_size: int, views: tuple[str, ...] = ONE_VIEW) -> SmallPolicy:
         return SmallPolicy(self, codec, image_size, views).to(best_device())
 
-    def fit(
-        self, actions: Float[Tensor, "S A"], image_size: int, views: tuple[str, ...] = ONE_VIEW
-    ) -> SmallPolicy:
+    def fit(self, actions: Float[Tensor, "S A"], image_size: int, views: tuple[str, ...] = ONE_VIEW) -> SmallPolicy:
         """An untrained policy for actions such as the recorded ones."""
         return self.build(ActionCodec.fit(actions, self.chunk_size, self.num_bins), image_size, views)
 

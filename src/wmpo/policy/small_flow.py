@@ -35,9 +35,7 @@ class SmallFlowPolicyConfig(TrunkConfig):
         super().validate()
         self.denoising.validate()
 
-    def fit(
-        self, actions: Float[Tensor, "S A"], image_size: int, views: tuple[str, ...] = ONE_VIEW
-    ) -> SmallFlowPolicy:
+    def fit(self, actions: Float[Tensor, "S A"], image_size: int, views: tuple[str, ...] = ONE_VIEW) -> SmallFlowPolicy:
         """An untrained policy for actions such as the recorded ones."""
         return self.build(PathCodec.fit(actions, self.chunk_size), image_size, views)
 

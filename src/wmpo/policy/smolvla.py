@@ -237,9 +237,7 @@ class SmolVLA(nn.Module):
         pixels = torch.cat([fit_pictures(view, self._picture_size) for view in views], dim=1)
         return {"pixels": pixels, "ids": ids, "mask": mask.to(device)}
 
-    def forward(
-        self, pixels: Float[Tensor, "B c y x"], ids: Int[Tensor, "B L"], mask: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, pixels: Float[Tensor, "B c y x"], ids: Int[Tensor, "B L"], mask: Tensor) -> tuple[Tensor, Tensor]:
         """What the expert needs of an observation. The state is zero, its mean."""
         return self.net.read(pixels, ids, mask, pixels.new_zeros(len(pixels), self.net.state_dim))
 

@@ -69,7 +69,7 @@ def _cloned(job: Job, log: StageLog, episodes: list[Episode]) -> PolicyNet:
     config = job.experiment.policy
     actions = torch.from_numpy(np.concatenate([episode.actions for episode in episodes]))
     job.seed_torch(1)
-    policy = config.fit(actions, job.experiment.env.image_size)
+    policy = config.fit(actions, job.experiment.env.image_size, job.experiment.env.views)
     if not (isinstance(policy, OpenVLAOFT | SmolVLA) and policy.config.fine_tuned):
         checkpoint = job.root.checkpoint(f"sft-{len(episodes)}")
         clone(policy, episodes, job.experiment.sft, seed=job.seed, checkpoint=checkpoint, log=log)
@@ -102,8 +102,9 @@ def tokenizer(job: Job) -> None:
         )
     models.save_tokenizer(job.root, net)
     grid, channels = experiment.env.image_size // 4, experiment.tokenizer.latent_channels
+    wide = grid * len(experiment.env.views)
     origin = "" if pretrained is None else f", as pretrained in {pretrained.name}"
-    finish(log, {}, f"frames as {grid}x{grid}x{channels} latents{origin}")
+    finish(log, {}, f"frames as {grid}x{wide}x{channels} latents{origin}")
 
 
 def _new_world_model(job: Job) -> WorldModelNet:
@@ -111,7 +112,8 @@ def _new_world_model(job: Job) -> WorldModelNet:
     config = job.experiment.world_model
     if isinstance(config, OpenSoraWorldModelConfig):
         codec = models.load_policy(job.root, "base").codec
-        return config.build(torch.tensor(codec.low), torch.tensor(codec.high), job.experiment.env.image_size)
+        env = job.experiment.env
+        return config.build(torch.tensor(codec.low), torch.tensor(codec.high), env.image_size, env.views)
     net = _small_world_model(job, config, job.experiment.tokenizer.build())
     net.tokenizer.load_state_dict(models.load_tokenizer(job.root).state_dict())
     return net
@@ -120,8 +122,9 @@ def _new_world_model(job: Job) -> WorldModelNet:
 def _small_world_model(job: Job, config: SmallWorldModelConfig, tokenizer: Tokenizer) -> SmallWorldModel:
     """Actions are scaled by the simulator's bounds, so that a pretrained model fits every policy."""
     bounds = -torch.ones(job.action_dim), torch.ones(job.action_dim)
-    net, pretrained = config.build(tokenizer, *bounds, job.experiment.env.image_size // 4), config.pretrained
-    if (path := pretrained_path(pretrained)) is not None:
+    env = job.experiment.env
+    net = config.build(tokenizer, *bounds, env.image_size // 4, env.views)
+    if (path := pretrained_path(config.pretrained)) is not None:
         load_pretrained(path, net)
     return net
 
@@ -204,7 +207,7 @@ def _success_classifier(job: Job, dream: WorldModelNet, learn: list[Episode], lo
     for i in range(experiment.reward_training.num_replays):
         clips += replayed_videos(learn, replay(dream, learn, experiment.policy.chunk_size, seed=job.seed + i), stride)
     job.seed_torch(4)
-    net = config.build(experiment.env.image_size)
+    net = config.build(experiment.env.image_size, experiment.env.views)
     train_reward(
         net, clips, experiment.reward_training,
         seed=job.noise_seed, checkpoint=job.folder.checkpoint("reward"), log=log,
