@@ -112,8 +112,8 @@ def check_image_size(size: int) -> None:
 def check_cameras(chosen: tuple[str, ...], known: tuple[str, ...]) -> None:
     if len(set(chosen)) < len(chosen) or not set(chosen) <= set(known):
         raise ValueError(
-            f"env.more_cameras {' '.join(chosen)} must be different ones of {', '.join(known)}; the camera of env.camera "
-            "is there anyway"
+            f"env.more_cameras {' '.join(chosen)} must be different ones of {', '.join(known)}; that of env.camera is "
+            "there anyway"
         )
 
 

@@ -1,11 +1,13 @@
 """SmolVLA, a flow-matching policy (arXiv 2506.01844), from a local folder in LeRobot's format (lerobot/smolvla_base).
 
 One picture a camera and a sentence to a chunk of continuous actions in ten denoising steps; GRPO and cloning learn it
-through :mod:`wmpo.denoising`. Only the vision tower is built by ``transformers``; neither LeRobot nor torchvision is needed.
+through :mod:`wmpo.denoising`. Only the vision tower is built by ``transformers``; neither LeRobot nor torchvision is
+needed.
 
 Differs from the published code: the robot's state is always its mean (a world model imagines none); cameras come in the
 run's order, whatever the checkpoint calls its own; only the chunk's first K actions are denoised, which changes none of
-them, as actions are causal; numbers that pad actions to the network's width stay zero on the way, where the published sampler lets untrained outputs move them.
+them, as actions are causal; numbers that pad actions to the network's width stay zero on the way, where the published
+sampler lets untrained outputs move them.
 """
 
 from __future__ import annotations

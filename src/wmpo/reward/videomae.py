@@ -60,7 +60,8 @@ class VideoMAERewardConfig:
         return model
 
     def build(self, image_size: int = 224, views: tuple[str, ...] = ONE_VIEW) -> VideoMAEReward:
-        """Reads the folder; frames of any size are resized, those of several cameras squeezed together. Raises ValueError that names what is missing or foreign."""
+        """Reads the folder; frames of any size are resized, those of several cameras squeezed into one square. Raises
+        ValueError that names what is missing or foreign."""
         folder = WeightFolder(self.folder)
         with libraries():
             from transformers import VideoMAEConfig, VideoMAEForVideoClassification

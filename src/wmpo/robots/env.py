@@ -200,8 +200,8 @@ def check_policy(setup: Setup, action_dim: int, views: tuple[str, ...] = ONE_VIE
     seen = setup.robot.views
     if len(seen) != len(views) or (len(views) > 1 and seen != views):
         raise RobotError(
-            f"the policy sees {len(views)} cameras ({', '.join(views)}), but the robot shows {', '.join(seen)}; name the "
-            "policy's in its order where the setup makes the robot"
+            f"the policy sees {len(views)} cameras ({', '.join(views)}), but the robot shows {', '.join(seen)}; name "
+            "the policy's in its order where the setup makes the robot"
         )
     axes = setup.robot.axes
     if len(axes) != action_dim:
