@@ -55,8 +55,10 @@ def append_episodes(root: Path, episodes: Sequence[Episode], *, fps: int) -> Non
     info = _read_info(root) if (root / "meta/info.json").exists() else None
     if info and info["codebase_version"] != "v3.0":
         raise DatasetError(f"{root} is of LeRobot {info['codebase_version']}; append to a new folder")
-    if info and (info["features"], info["fps"]) != (features, fps):
-        raise DatasetError(f"{root} has another picture size, action size or fps; append to a new folder")
+    if info and ([*info["features"].items()], info["fps"]) != ([*features.items()], fps):
+        raise DatasetError(
+            f"{root} has another picture size, action size, order of cameras or fps; append to a new folder"
+        )
     old = _episode_rows(root, info) if info else []
     number = old[-1]["data/chunk_index"] * FILES_PER_CHUNK + old[-1]["data/file_index"] + 1 if old else 0
     place = {"chunk_index": number // FILES_PER_CHUNK, "file_index": number % FILES_PER_CHUNK}
@@ -94,7 +96,7 @@ def _columns(episodes: Sequence[Episode]) -> tuple[dict[str, Any], pa.Schema]:
     (picture, action, dtype, views), *others = shapes
     if others or picture[2:] != (3,) or len(action) != 1 or dtype != "uint8":
         raise DatasetError(
-            f"episodes must share cameras and one shape, frames uint8 [L,h,w,3] and actions [S,A]; got {shapes}"
+            f"episodes must share one shape and their cameras, frames uint8 [L,h,w,3] and actions [S,A]; got {shapes}"
         )
     if bad := [e.episode_id for e in episodes if not e.actions.size or np.abs(e.actions).max() > 3e38]:
         raise DatasetError(f"episodes {bad} have no action, or one too large for float32; leave them out")
@@ -213,8 +215,11 @@ class Listed:
 
 
 def list_episodes(root: Path) -> list[Listed]:
-    """Our own episodes without their frames, in order; none where there is no dataset yet."""
+    """Our own episodes without their frames, in order; none where there is no dataset yet. Raises DatasetError for a
+    dataset of another program."""
     rows = _episode_rows(root, _read_info(root)) if (root / "meta/info.json").exists() else []
+    if any("policy" not in row for row in rows):
+        raise DatasetError(f"{root} is a dataset of another program; wmpo data import makes one of ours of it")
     with reading(root / "meta/episodes"):
         return [Listed(row["length"] - 1, row["solved_at"], row["policy"]) for row in rows]
 

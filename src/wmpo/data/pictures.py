@@ -28,7 +28,7 @@ def decode(files: Sequence[bytes]) -> UInt8[np.ndarray, "L h w 3"]:
 
 
 def side_by_side(
-    views: Sequence[UInt8[np.ndarray, "L h w 3"]], names: Sequence[str], size: int | None, path: Path
+    views: Sequence[UInt8[np.ndarray, "_ _ _ 3"]], names: Sequence[str], size: int | None, path: Path
 ) -> UInt8[np.ndarray, "L H W 3"]:
     """The pictures of several cameras as one, from the left; each becomes a square of ``size`` pixels before (None: as
     it is). Raises DatasetError about ``path`` where they differ in number or size."""

@@ -61,7 +61,7 @@ class Reading:
     position: Float[np.ndarray, " A"]
     "Where each axis is, in units of actions; NaN where it is not measured."
     captured: float
-    "When the picture (of several the oldest) was taken, in seconds of ``time.perf_counter``, as LeRobot's cameras count."
+    "When the (oldest) picture was taken, in seconds of ``time.perf_counter``, as LeRobot's cameras count."
     others: tuple[UInt8[np.ndarray, "_ _ 3"], ...] = ()
     "Pictures of further cameras, in the order of the robot's ``views``."
 

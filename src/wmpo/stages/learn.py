@@ -12,7 +12,8 @@ import torch
 from wmpo.config import Experiment
 from wmpo.data.episode import Episode
 from wmpo.envs.imagined import ImaginedEnv
-from wmpo.envs.simulated import Purpose, SimulatedEnv
+from wmpo.envs.recorded import RecordedConfig
+from wmpo.envs.simulated import Purpose
 from wmpo.evaluation.audit import Audit, judge
 from wmpo.evaluation.world_model import replay, replay_distance
 from wmpo.execution.backend import workers
@@ -120,9 +121,12 @@ def _new_world_model(job: Job) -> WorldModelNet:
 
 
 def _small_world_model(job: Job, config: SmallWorldModelConfig, tokenizer: Tokenizer) -> SmallWorldModel:
-    """Actions are scaled by the simulator's bounds, so that a pretrained model fits every policy."""
-    bounds = -torch.ones(job.action_dim), torch.ones(job.action_dim)
-    env = job.experiment.env
+    """Actions are scaled by the simulator's bounds, so that a pretrained model fits every policy; without a simulator
+    by what is usual in the demonstrations."""
+    bounds, env = (-torch.ones(job.action_dim), torch.ones(job.action_dim)), job.experiment.env
+    if isinstance(env, RecordedConfig):
+        codec = models.load_policy(job.root, "base").codec
+        bounds = torch.tensor(codec.low), torch.tensor(codec.high)
     net = config.build(tokenizer, *bounds, env.image_size // 4, env.views)
     if (path := pretrained_path(config.pretrained)) is not None:
         load_pretrained(path, net)
@@ -241,7 +245,6 @@ def improve(job: Job) -> None:
     if job.round < experiment.num_rounds:
         config = replace(config, audit=replace(config.audit, max_episodes=0))
     (dream, guards), policy = guarded_env(job, held_out), first_policy(job)
-    real = job.real_env(Purpose("audit", ""), frame_stride=1)
     own = LocalSampler(dream, policy)  # it never plays while the learner is amid a step
     spec = ImproveSpec(job.root.path.resolve(), experiment, job.seed, job.round)
     with workers(
@@ -252,7 +255,7 @@ def improve(job: Job) -> None:
             learner,
             starts_to_improve(job, learn),
             config,
-            _auditor(job, dream, real, held_out[-config.audit.num_episodes :]),
+            _auditor(job, dream, held_out[-config.audit.num_episodes :]),
             seed=job.noise_seed,
             checkpoint=folder.checkpoint("improve"),
             log=log,
@@ -299,15 +302,16 @@ def first_policy(job: Job) -> PolicyNet:
     return policy_of(job, begins_with(job))
 
 
-def _auditor(job: Job, dream: ImaginedEnv, real: SimulatedEnv, held_out: list[Episode]) -> AuditPolicy:
+def _auditor(job: Job, dream: ImaginedEnv, held_out: list[Episode]) -> AuditPolicy:
     """A round begins with an audit of held-out episodes of the P; its policies play from the same starts."""
     temperature = job.experiment.improve.temperature
 
     def audit(policy: Policy, iteration: int) -> Audit:
         episodes = held_out
         if iteration > 0:
-            real.purpose = Purpose("audit", f"round {job.round}, iteration {iteration}", temperature, job.seed)
-            starts, name = [episode.start for episode in held_out], real.purpose.policy
+            purpose = Purpose("audit", f"round {job.round}, iteration {iteration}", temperature, job.seed)
+            starts, name = [episode.start for episode in held_out], purpose.policy
+            real = job.real_env(purpose, frame_stride=1)
             episodes = job.executed(play(real, policy, starts, job, temperature=temperature, policy_name=name))
         return judge(
             episodes, dream.world_model, dream.reward_model,

@@ -131,7 +131,11 @@ def taken_from(job: Job, source: Path, first: int, count: int, more: str) -> lis
             "--camera chooses and orders them"
         )
     for wanted, found, fix in (
-        (job.fps, opened.fps, "a run's frames follow each other at the rate of its simulator (see --env.*)"),
+        (
+            job.fps,
+            opened.fps,
+            "a run has one rate: of its simulator (see --env.*) or its demonstrations",
+        ),
         (
             (size, size * len(env.views), 3),
             episodes[0].frames.shape[1:],
@@ -140,7 +144,7 @@ def taken_from(job: Job, source: Path, first: int, count: int, more: str) -> lis
         (
             job.action_dim,
             episodes[0].actions.shape[1],
-            f"a recipe with such actions is needed, not one that plays {job.experiment.env.task}",
+            "begin with the recipe recorded, whose actions are those of its datasets",
         ),
     ):
         if found != wanted:
