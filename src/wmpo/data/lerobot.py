@@ -56,9 +56,7 @@ def append_episodes(root: Path, episodes: Sequence[Episode], *, fps: int) -> Non
     if info and info["codebase_version"] != "v3.0":
         raise DatasetError(f"{root} is of LeRobot {info['codebase_version']}; append to a new folder")
     if info and ([*info["features"].items()], info["fps"]) != ([*features.items()], fps):
-        raise DatasetError(
-            f"{root} has another picture size, action size, order of cameras or fps; append to a new folder"
-        )
+        raise DatasetError(f"{root} has other cameras, picture size, action size or fps; append to a new folder")
     old = _episode_rows(root, info) if info else []
     number = old[-1]["data/chunk_index"] * FILES_PER_CHUNK + old[-1]["data/file_index"] + 1 if old else 0
     place = {"chunk_index": number // FILES_PER_CHUNK, "file_index": number % FILES_PER_CHUNK}

@@ -102,8 +102,8 @@ class Session:
         self.real = Side(env, starts, self.env.reward_model, self.env.world_model.reconstruct)
 
     def act(self, acting: Acting, world: str, config: SimulatorConfig | None) -> None:
-        """Adds a chunk. A policy's is what it would play in an episode with the same start, identity and seed; keys need
-        a simulator's ``config``."""
+        """Adds a chunk. A policy's is what it would play in an episode with the same start, identity and seed; keys
+        need a simulator's ``config``."""
         self._drivers.add(acting.driver)
         if acting.driver == "keys":
             assert config is not None
