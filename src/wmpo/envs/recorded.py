@@ -40,7 +40,9 @@ class RecordedConfig:
         return Workspace.unlimited(self.action_dim)
 
     def validate(self) -> None:
-        """Raises ValueError for what no recorded robot has."""
+        """Raises ValueError for what no recorded robot has, and before it is known."""
+        if not self.is_known:
+            raise ValueError("the robot is not known yet; name its datasets: --demos.recorded and --collect.recorded")
         check_image_size(self.image_size)
         check_views(self.views)
         for name, value in (("action_dim", self.action_dim), ("rate", self.rate)):
