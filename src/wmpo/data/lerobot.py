@@ -99,17 +99,14 @@ def _columns(episodes: Sequence[Episode]) -> tuple[dict[str, Any], pa.Schema]:
     if bad := [e.episode_id for e in episodes if not e.actions.size or np.abs(e.actions).max() > 3e38]:
         raise DatasetError(f"episodes {bad} have no action, or one too large for float32; leave them out")
     shape = [picture[0], picture[1] // len(views), 3]
-    features: dict[str, Any] = (
-        {key: {"dtype": "image", "shape": shape, "names": ["height", "width", "channels"]} for key in _cameras(views)}
-        | {
-            "action": {"dtype": "float32", "shape": list(action), "names": None},
-        }
-        | {name: {"dtype": kind, "shape": [1], "names": None} for name, kind in _SCALARS.items()}
-    )
+    features: dict[str, Any] = {
+        key: {"dtype": "image", "shape": shape, "names": ["height", "width", "channels"]} for key in _cameras(views)
+    }
+    features["action"] = {"dtype": "float32", "shape": list(action), "names": None}
+    features |= {name: {"dtype": kind, "shape": [1], "names": None} for name, kind in _SCALARS.items()}
     vector = pa.list_(pa.float32(), action[0]) if action != (1,) else pa.float32()  # LeRobot's rule for one number
-    types: dict[str, pa.DataType] = {
-        key: pa.struct({"bytes": pa.binary(), "path": pa.string()}) for key in _cameras(views)
-    } | {"action": vector}
+    image = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    types: dict[str, pa.DataType] = dict.fromkeys(_cameras(views), image) | {"action": vector}
     types |= {name: pa.type_for_alias(kind) for name, kind in _SCALARS.items()}
     # The metadata is for the `datasets` library, which would else show pictures as bytes.
     images = {key: {"_type": "Image"} for key in _cameras(views)}

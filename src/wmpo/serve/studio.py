@@ -111,12 +111,7 @@ class Studio:
             if world != "imagined":
                 try:
                     real = self._reality(session)
-                except (
-                    RuntimeError,
-                    ImportError,
-                    OSError,
-                    ValueError,
-                ) as error:  # no GL, simulator, memory
+                except (RuntimeError, ImportError, OSError, ValueError) as error:  # no GL, memory or simulator
                     problem = str(error).partition("\n")[0]
             return _seen(session, dream, real, world, problem)
 

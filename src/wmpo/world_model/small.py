@@ -138,7 +138,7 @@ class UNet(nn.Module):
             raise ValueError(f"a grid of {grid} cells cannot be halved {len(widths) - 1} times")
         pairs = list(pairwise(widths))
         self.first = nn.Conv2d(known + MAPS, widths[0], 1)
-        self.position = nn.Parameter(torch.zeros(1, widths[0], grid, num_views * grid))  # cameras stand still
+        self.position = nn.Parameter(torch.zeros(1, widths[0], grid, num_views * grid))  # most cameras stand still
         coarse = grid // 2 ** (len(widths) - 1)
         self.coarse = coarse, num_views * coarse
         # Where the actions lead the hand, as maps: modulating features everywhere alike says it poorly.
