@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,7 +57,7 @@ class LoadedPolicy:
             if set(given) != set(self.views):
                 raise ValueError(f"{wanted}, not {', '.join(map(str, given)) or 'nothing'}")
             return [given[name] for name in self.views]
-        pictures = list(given) if isinstance(given, list | tuple) else [given]
+        pictures: list[Any] = list(given) if isinstance(given, list | tuple) else [given]
         if len(pictures) != len(self.views):
             raise ValueError(
                 f"{wanted} as a dictionary, or as a list in this order; there are {len(pictures)} pictures"

@@ -61,7 +61,7 @@ def _record(job: Job, task: str, number: int) -> None:
     config, root = job.experiment.pretrain, job.dataset(task)
     if num_episodes(root) >= config.num_episodes:
         return
-    env_config = job.experiment.env.with_task(task)
+    env_config = job.simulator.with_task(task)
     seeds = start_seeds("pretraining", job.seed, 1000 * number, config.num_episodes)
     with SimulatedEnv(env_config, chunk_size=1, max_chunks=config.num_steps, frame_stride=1, ledger=None) as env:
         played = env.play_around(seeds, num_steps=config.num_steps)
