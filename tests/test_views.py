@@ -35,9 +35,12 @@ from wmpo.robots.env import check_policy
 from wmpo.robots.lerobot import LeRobotRobot
 from wmpo.robots.protocol import RobotError, Setup
 from wmpo.stages import models
+from wmpo.stages.plan import Hardware, plan
 from wmpo.stages.pretrain import check_pretrained
 from wmpo.types import Observation
+from wmpo.world_model.opensora import OpenSoraWorldModelConfig
 from wmpo.world_model.small import SmallWorldModel, SmallWorldModelConfig
+from wmpo.world_model.stdit import Sizes
 from wmpo.world_model.tokenizer import TokenizerConfig
 
 VIEWS = ("top", "wrist")
@@ -174,6 +177,30 @@ def test_a_dream_of_two_cameras_is_kept_and_moves_no_pixel_across(tmp_path: Path
         assert torch.allclose(moved[:, :, :, begin], border, atol=1e-4)
     with pytest.raises(ValueError, match="this world model was built for 16x32"):
         model.begin(frames[:, :, :, :SIZE])
+
+
+def test_the_papers_world_model_imagines_wide_frames(tmp_path: Path) -> None:
+    pytest.importorskip("diffusers", reason="needs the extra hf: pip install 'wmpo[hf]'")
+    from hf_miniatures import write_autoencoder
+
+    sizes = Sizes(width=16, depth=1, num_heads=2, mlp_width=24, channels=4)
+    config = OpenSoraWorldModelConfig(
+        vae=str(write_autoencoder(tmp_path)), sizes=sizes, num_context=2, frame_stride=2, euler_steps=1
+    )
+    model = config.build(-torch.ones(ACTIONS), torch.ones(ACTIONS), SIZE, VIEWS)
+    assert model.latent_shape == (4, 2, 4)
+    noise = torch.randn(1, *model.noise_shape(CHUNK))
+    shown, _ = model.imagine(model.begin(some_frames(1).unsqueeze(1)), torch.rand(1, CHUNK, ACTIONS), noise)
+    assert shown.shape == (1, 2, SIZE, 2 * SIZE, 3) and config.restore(model.about()).views == VIEWS
+    with pytest.raises(ValueError, match="this world model was built for 16x32"):
+        model.encode(some_frames(1, num_views=1))
+
+
+def test_a_plan_counts_every_camera() -> None:
+    one = recipe("tiny")
+    two = replace(one, env=replace(one.env, more_cameras=("corner",)))
+    costs = [[stage.operations for stage in plan(each, Hardware()).stages] for each in (one, two)]
+    assert all(1.2 * a < b < 3 * a for a, b in zip(*costs, strict=True))
 
 
 def test_a_classifier_of_two_cameras_is_kept(tmp_path: Path) -> None:
