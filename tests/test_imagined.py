@@ -212,3 +212,14 @@ def test_episodes_that_begin_in_the_middle_have_less_time() -> None:
     begun = torch.arange(COUNT) % MAX_CHUNKS
     rollouts = play(environment(threshold=1e9), replace(some_starts(COUNT, frames=2), begun=begun))
     assert torch.equal(rollouts.num_steps, (MAX_CHUNKS - begun) * CHUNK)
+
+
+@pytest.mark.usefixtures("float32")
+def test_the_highest_score_so_far_is_that_of_the_whole_video() -> None:
+    env = environment(threshold=1e9)
+    rollouts = play(env, record_video=True)
+    assert rollouts.video is not None
+    highest = rollouts.video[:, 1:].float().mean(dim=(2, 3, 4)).amax(dim=1)
+    assert torch.allclose(env.peak, highest)
+    env.reset(some_starts(COUNT, frames=2))
+    assert (env.peak < -1e9).all(), "a new batch begins without any"

@@ -55,7 +55,8 @@ class ImaginedEnv:
         score_every: imagined frames between two looks for success; it must divide those of a chunk. With more than 1
             only frames that the reward model sees are decoded and returned, a chunk's last one among them.
 
-    ``doubt`` [B] is that difference after each row's last chunk; zeros without a shadow.
+    ``doubt`` [B] is that difference after each row's last chunk; zeros without a shadow. ``peak`` [B] is the reward
+    model's highest logit in each row so far.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class ImaginedEnv:
         self._detector = Detector(self.reward_model, self._last, self.score_every)
         self._position = starts.travelled
         self._shown = torch.zeros(2, len(starts), dtype=torch.bool)
-        self.doubt = torch.zeros(len(starts))
+        self.doubt, self.peak = torch.zeros(len(starts)), torch.full((len(starts),), -math.inf)
         if self.shadow is not None:
             self.shadow.begin(starts.frames, self._keys, self.score_every)
         return Observation(frame=self._last, instruction=starts.instruction)
@@ -113,7 +114,8 @@ class ImaginedEnv:
         shown = frames_seen(self.reward_model.window, self.score_every, shape[0])
         imagined, self._context = self.world_model.imagine(self._context, chunk[rows], noise, shown)
         decoded = time.perf_counter()
-        first, _ = self._detector.update(imagined, rows)
+        first, logits = self._detector.update(imagined, rows)
+        self.peak[rows] = torch.maximum(self.peak[rows], logits.amax(dim=1))
         self.seconds["world_model"] += decoded - begun
         self.seconds["reward"] += time.perf_counter() - decoded
         frames = self._last.unsqueeze(1).repeat(1, imagined.shape[1], 1, 1, 1)

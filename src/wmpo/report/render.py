@@ -283,6 +283,8 @@ def _reward(run: Run) -> str:
         "are its errors on held-out episodes, on the real videos and on the world model's replays of the same actions."
     )
     note = f"Threshold {number(reward.get('threshold'), 3)}, saved with the weights. J = TPR − FPR."
+    if reward.get("on_policy"):
+        note += " With it the policy that was collected with solves as many episodes in the dream as it really did."
     head = ["", "finds success (TPR)", "false alarms (FPR)", "J", "F1", "episodes"]
     curves = plots.roc(reward) + plots.reliability(reward)
     return f"<p class=lead>{lead}</p>{table(head, rows, note)}" + (f"<div class=two>{curves}</div>" if curves else "")

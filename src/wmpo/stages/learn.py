@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 
 from wmpo.config import Experiment
 from wmpo.data.episode import Episode
+from wmpo.data.lerobot import read_episodes
 from wmpo.envs.imagined import ImaginedEnv
 from wmpo.envs.recorded import RecordedConfig
 from wmpo.envs.simulated import Purpose
@@ -20,18 +22,19 @@ from wmpo.execution.backend import workers
 from wmpo.execution.local import LocalSampler
 from wmpo.policy.openvla_oft import OpenVLAOFT
 from wmpo.policy.smolvla import SmolVLA
-from wmpo.protocols import Policy, PolicyNet
+from wmpo.protocols import Policy, PolicyNet, RewardModel
 from wmpo.report.run import RunFolder, StageLog
 from wmpo.reward.vlm_judge import VLMJudge, VLMJudgeConfig
+from wmpo.rollout.run import run_episodes
 from wmpo.stages import models
-from wmpo.stages.guards import guarded_env, starts_to_improve
+from wmpo.stages.guards import guarded_env, imagined_starts, starts_to_improve
 from wmpo.stages.job import Job, finish, require
 from wmpo.stages.measure import best_decoding
 from wmpo.stages.pretrain import load_pretrained, pretrained_path
 from wmpo.stages.record import play
-from wmpo.stages.rounds import begins_with, counted_on, policy_of
+from wmpo.stages.rounds import begins_with, counted_on, dream_of, policy_of
 from wmpo.train.distill import distill_world_model
-from wmpo.train.reward import RewardNet, calibrate, real_videos, replayed_videos, train_reward
+from wmpo.train.reward import RewardNet, calibrate, real_videos, replayed_videos, threshold_of, train_reward
 from wmpo.train.sft import clone
 from wmpo.train.tokenizer import train_tokenizer
 from wmpo.train.video_clips import VideoClips
@@ -189,14 +192,40 @@ def reward(job: Job) -> None:
     net = _success_classifier(job, dream, [*job.executed(job.demonstrations()), *learn], log)
     real = real_videos(held_out, stride)
     imagined = replayed_videos(held_out, replay(dream, held_out, chunk_size, seed=job.seed), stride)
-    measured = calibrate(net, real, imagined, experiment.reward_training)
+    on_policy = _on_policy(job, dream, net) if experiment.reward_training.on_policy else {}
+    measured = calibrate(net, real, imagined, experiment.reward_training, matched=on_policy.get("threshold"))
     models.save_reward(folder, net)
     figures = "; ".join(
         f"{name}: TPR {m['tpr']:.2f} FPR {m['fpr']:.2f} J {m['j']:.2f} F1 {m['f1']:.2f} "
         f"(n = {m['n']}, {m['positives']} solved)"
         for name, m in (("real", measured["real"]), ("imagined", measured["imagined"]))
     )
-    finish(log, measured, figures)
+    if on_policy:
+        figures += f"; threshold {measured['threshold']:.1f}: the policy solves as many in the dream as it really did"
+    finish(log, measured | {"on_policy": on_policy}, figures)
+
+
+def _on_policy(job: Job, dream: WorldModelNet, net: RewardModel) -> dict[str, float]:
+    """The threshold at which the policy that played the round's episodes solves as many in the dream, twice from each
+    of the same starts, as it really did; {} if it solved all or none.
+
+    Replays do not see this: a policy that looks at imagined frames goes on as if what they show were true, so the same
+    policy succeeds more often there than its recorded actions do.
+    """
+    episodes = read_episodes(job.dataset("collected"))
+    rate = float(np.mean([episode.success for episode in episodes]))
+    if not 0 < rate < 1:
+        return {}
+    starts = imagined_starts(episodes)
+    twice = torch.arange(2 * len(starts))
+    net.threshold = math.inf  # episodes are imagined to their end
+    env = dream_of(job, job.round, dream, net)
+    temperature = job.experiment.improve.temperature
+    run_episodes(
+        env, policy_of(job, job.round), starts.rows(twice % len(starts)).with_ids(twice, twice),
+        temperature=temperature, seed=job.noise_seed,
+    )  # fmt: skip
+    return {"threshold": threshold_of(env.peak.numpy(), rate), "success": rate, "n": len(episodes)}
 
 
 def _success_classifier(job: Job, dream: WorldModelNet, learn: list[Episode], log: StageLog) -> RewardNet | VLMJudge:

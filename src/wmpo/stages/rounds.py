@@ -12,7 +12,7 @@ from wmpo.data.lerobot import num_episodes
 from wmpo.envs.imagined import ImaginedEnv
 from wmpo.evaluation.audit import fallen, judge, warning
 from wmpo.evaluation.statistics import Rates
-from wmpo.protocols import PolicyNet
+from wmpo.protocols import PolicyNet, RewardModel, WorldModel
 from wmpo.report.run import RunFolder
 from wmpo.stages import models
 from wmpo.stages.job import Job
@@ -55,9 +55,15 @@ def collected_datasets(job: Job) -> list[Path]:
 
 def imagined_env(job: Job, number: int) -> ImaginedEnv:
     """The dream as a round has learned it."""
+    folder = job.folder_of(number)
+    return dream_of(job, number, models.load_world_model(folder), models.load_reward(folder))
+
+
+def dream_of(job: Job, number: int, world_model: WorldModel, reward_model: RewardModel) -> ImaginedEnv:
+    """A round's dream, of these parts."""
     return ImaginedEnv(
-        models.load_world_model(job.folder_of(number)),
-        models.load_reward(job.folder_of(number)),
+        world_model,
+        reward_model,
         chunk_size=job.experiment.policy.chunk_size,
         max_chunks=job.experiment.max_chunks,
         seed=job.noise_seed_of(number),

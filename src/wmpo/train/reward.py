@@ -48,6 +48,9 @@ class RewardTraining:
     "What the threshold is chosen for: J and the success rate together, J, F1, or few false alarms."
     max_fpr: float = 0.05
     "Share of false alarms that target fpr allows on held-out episodes."
+    on_policy: bool = True
+    """The threshold for imagined videos is the one at which the policy that played the newest episodes succeeds as
+    often in the dream, from the same starts, as it really did. Without it ``target`` chooses on held-out replays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,13 +153,24 @@ def peaks(model: RewardModel, videos: Sequence[LabelledVideo]) -> Float[np.ndarr
     return np.array([float(score_video(model, video.frames).max()) for video in videos])
 
 
+def threshold_of(peaks: Float[np.ndarray, " n"], rate: float) -> float:
+    """At which this share of imagined episodes, of these highest logits, counts as solved."""
+    return float(np.quantile(peaks, 1 - rate))
+
+
 def calibrate(
-    model: RewardModel, real: Sequence[LabelledVideo], imagined: Sequence[LabelledVideo], config: RewardTraining
+    model: RewardModel,
+    real: Sequence[LabelledVideo],
+    imagined: Sequence[LabelledVideo],
+    config: RewardTraining,
+    *,
+    matched: float | None = None,
 ) -> dict[str, Any]:
     """Chooses a threshold for real videos and one for imagined ones on held-out episodes, and measures both.
 
     Imagination is blurred, so the same logit means less there; its threshold stays with the model. In the figures each
-    episode is judged at the threshold that the others chose.
+    episode is judged at the threshold that the others chose, or at ``matched``: the threshold for imagined videos, if
+    it was found elsewhere (:func:`threshold_of`).
     """
     truth = np.array([video.success for video in real])
 
@@ -168,6 +182,8 @@ def calibrate(
         score = peaks(model, videos)
         threshold = choose(score, truth)
         predicted = np.array([score[i] > _without(i, score, truth, choose, threshold) for i in range(len(truth))])
+        if name == "imagined" and matched is not None:
+            threshold, predicted = matched, score > matched
         measured[name] = {
             "threshold": threshold, "called": float(predicted.mean()),
             **asdict(rates(predicted, truth)), **_curves(score, truth),

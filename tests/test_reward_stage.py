@@ -1,0 +1,66 @@
+"""The threshold of imagined success: the policy that played the newest episodes must be as successful in the dream."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from finished_run import finished_run, recorded
+
+from wmpo.data.lerobot import append_episodes, read_episodes
+from wmpo.envs.imagined import ImaginedEnv
+from wmpo.rollout.run import run_episodes
+from wmpo.stages import learn
+from wmpo.stages.guards import imagined_starts
+from wmpo.stages.job import Job
+from wmpo.stages.rounds import imagined_env, policy_of
+from wmpo.train.reward import threshold_of
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+    job = finished_run(tmp_path / "run", rounds=1)
+    append_episodes(job.dataset("collected"), [recorded(20 + i, 8) for i in range(5)], fps=job.fps)  # 8, 3 solved
+    job.root.complete("world-model", 1.0, {})
+    monkeypatch.setattr(Job, "shares", lambda self: [(8, 4)])
+    return job
+
+
+def solved_in_the_dream(job: Job, env: ImaginedEnv) -> float:
+    starts = imagined_starts(read_episodes(job.dataset("collected")))
+    twice = torch.arange(2 * len(starts))
+    starts = starts.rows(twice % len(starts)).with_ids(twice, twice)
+    played = run_episodes(
+        env, policy_of(job, 1), starts, temperature=job.experiment.improve.temperature, seed=job.noise_seed
+    )
+    return float(played.success.float().mean())
+
+
+def test_the_policy_that_was_collected_with_solves_as_many_in_the_dream_as_really(job: Job) -> None:
+    learn.reward(job)
+    summary = job.root.summary("reward") or {}
+    assert summary["on_policy"] == {"threshold": summary["threshold"], "success": 3 / 8, "n": 8}
+    assert solved_in_the_dream(job, imagined_env(job, 1)) == pytest.approx(3 / 8, abs=1 / 16)
+    assert summary["imagined"]["threshold"] == summary["threshold"] != summary["real"]["threshold"]
+
+
+def test_without_it_held_out_replays_choose(job: Job) -> None:
+    config = replace(job.experiment.reward_training, on_policy=False)
+    job.experiment = replace(job.experiment, reward_training=config)
+    learn.reward(job)
+    assert (job.root.summary("reward") or {})["on_policy"] == {}
+
+
+def test_a_policy_that_solved_nothing_sets_no_threshold(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    failures = [episode for episode in read_episodes(job.dataset("collected")) if not episode.success]
+    monkeypatch.setattr(learn, "read_episodes", lambda path: failures)
+    dream = imagined_env(job, 1)
+    assert learn._on_policy(job, dream.world_model, dream.reward_model) == {}  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("rate", "count"), [(0.25, 2), (0.5, 4), (0.875, 7)])
+def test_the_threshold_lets_the_wanted_share_pass(rate: float, count: int) -> None:
+    peaks = torch.randn(8, generator=torch.Generator().manual_seed(0)).numpy()
+    assert (peaks > threshold_of(peaks, rate)).sum() == count
