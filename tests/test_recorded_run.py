@@ -62,11 +62,12 @@ def small() -> Experiment:
     """The recipe with networks and training of ``tiny``."""
     wanted, sizes = recipe("recorded"), tiny()
     parts = ("policy", "sft", "tokenizer", "tokenizer_training", "world_model", "world_model_training", "reward")
-    parts += ("reward_training", "clone", "fidelity")
+    parts += ("clone", "fidelity")
     return replace(
         wanted,
         demos=replace(wanted.demos, recorded="demos"),
         collect=replace(wanted.collect, recorded="played"),
+        reward_training=replace(sizes.reward_training, on_policy=wanted.reward_training.on_policy),
         improve=replace(sizes.improve, audit=wanted.improve.audit),
         **{name: getattr(sizes, name) for name in parts},
     )
@@ -102,6 +103,7 @@ def _check_stages(job: Job) -> None:
     dream = load_world_model(job.folder)
     assert isinstance(dream, SmallWorldModel) and dream.views == VIEWS
     assert (dream.action_low < LOW / 2).all() and (dream.action_high > HIGH / 2).all(), "as in the demonstrations"
+    assert (job.folder.summary("reward") or {})["on_policy"] == {}, "who acted is not known"
     assert not job.root.ledger.exists(), "no episode was played"
     assert job.root.summary("fidelity") is not None
 

@@ -101,7 +101,8 @@ def recorded() -> Experiment:
     """Any robot, from recorded episodes alone: ``--demos.recorded`` are solved demonstrations, ``--collect.recorded``
     episodes of a policy with failures. Cameras, picture size, actions, rate, numbers of episodes and the time limit are
     what the datasets hold, unless they are set. Nothing is pretrained, and nothing is played: no audits, no
-    evaluation. Not tuned: no whole run of a real robot was measured yet."""
+    evaluation, and success in the dream is judged by replays, as another policy than the clone may have acted. Not
+    tuned: no whole run of a real robot was measured yet."""
     return Experiment(
         env=RecordedConfig(),
         max_chunks=0,
@@ -114,6 +115,7 @@ def recorded() -> Experiment:
         world_model_training=WorldModelTraining(
             fit=FitConfig(num_steps=4000, batch_size=16, learning_rate=1e-3, ema=0.995), check_every=500
         ),
+        reward_training=RewardTraining(on_policy=False),
         improve=ImproveConfig(audit=AuditConfig(max_episodes=0)),
     )
 
