@@ -1,4 +1,5 @@
 """An SO-101 arm with one camera through LeRobot: copy this file, and put your port, camera, limits and rate in.
+For a policy of several cameras give their names as a tuple, in its order, in place of "front".
 
     wmpo robot collect my_robot.py --policy runs/mine --to data/real --num-episodes 32
 

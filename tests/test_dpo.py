@@ -21,6 +21,7 @@ from wmpo.stages.record import episodes_of
 from wmpo.train.dpo import DPOConfig, pair, prefer
 from wmpo.train.dpo import rollouts_of as recorded_rollouts
 from wmpo.train.fit import FitConfig
+from wmpo.types import ONE_VIEW
 
 CODEC = ActionCodec((0.0, 0.0), (BINS - 1.0, BINS - 1.0), 2, BINS)
 
@@ -89,7 +90,7 @@ def test_success_rises_on_the_bandit_and_falls_when_failure_is_preferred(flip: b
 def test_recorded_episodes_become_the_rollouts_that_they_were() -> None:
     policy = small_policy(chunk_size=2)
     played = run_episodes(BanditEnv(0, 1), policy, some_starts(6), temperature=0.7, seed=0, record_video=True)
-    again = recorded_rollouts(episodes_of(played, policy, "base"), policy, temperature=0.7)
+    again = recorded_rollouts(episodes_of(played, policy, "base", ONE_VIEW), policy, temperature=0.7)
     assert torch.equal(again.tokens, played.tokens) and torch.equal(again.executed, played.executed)
     assert torch.equal(again.frame, played.frame) and torch.equal(again.success, played.success)
     assert torch.allclose(again.logprob, played.logprob, atol=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import io
 import json
@@ -21,11 +22,12 @@ from PIL import Image
 
 from wmpo.data import lerobot
 from wmpo.data.episode import Episode
-from wmpo.data.lerobot import CAMERA, DatasetError, append_episodes, num_episodes, read_episodes
+from wmpo.data.lerobot import DatasetError, append_episodes, num_episodes, read_episodes
 
 DATA = "data/chunk-000/file-000.parquet"
 EPISODES = "meta/episodes/chunk-000/file-000.parquet"
 VIDEO = "videos/observation.images.top/chunk-000/file-000.mp4"
+CAMERA, WRIST = "observation.images.main", "observation.images.wrist"
 EXTRAS = ("solved_at", "start", "episode_id", "policy")
 
 
@@ -46,7 +48,7 @@ def assert_same(found: list[Episode], expected: list[Episode]) -> None:
     for a, b in zip(found, expected, strict=True):
         assert a.frames.dtype == np.uint8 and np.array_equal(a.frames, b.frames)
         assert a.actions.dtype == np.float32 and np.array_equal(a.actions, b.actions)
-        names = ("solved_at", "instruction", "start", "episode_id", "policy")
+        names = ("solved_at", "instruction", "start", "episode_id", "policy", "views")
         assert [getattr(a, name) for name in names] == [getattr(b, name) for name in names]
 
 
@@ -255,19 +257,55 @@ def add_camera(root: Path) -> None:
     table = pq.read_table(root / DATA)
     pictures = table[CAMERA].to_pylist()[::-1]
     wrist = pa.array(pictures, type=table.schema.field(CAMERA).type)
-    pq.write_table(table.append_column("observation.images.wrist", wrist), root / DATA)
+    pq.write_table(table.append_column(WRIST, wrist), root / DATA)
     features = json.loads((root / "meta/info.json").read_text())["features"]
-    edit_info(root, features=features | {"observation.images.wrist": features[CAMERA]})
+    edit_info(root, features=features | {WRIST: features[CAMERA]})
 
 
-def test_several_cameras_need_a_choice(root: Path) -> None:
+def test_several_cameras_of_another_program_need_a_choice(root: Path) -> None:
     add_camera(root)
-    for camera in (None, "front"):
+    as_foreign(root)
+    for camera in ((), ("front",), (CAMERA, "front")):
         with pytest.raises(DatasetError, match=r"observation\.images\.main.*observation\.images\.wrist"):
             read_episodes(root, camera=camera)
-    assert_same(read_episodes(root, camera=CAMERA), [episode(0), episode(1)])
-    wrist = read_episodes(root, camera="observation.images.wrist")
-    assert np.array_equal(wrist[0].frames, episode(1).frames[::-1])
+    with pytest.raises(DatasetError, match="names one of the cameras twice"):
+        read_episodes(root, camera=(WRIST, WRIST))
+    for number, found in enumerate(read_episodes(root, camera=(CAMERA,))):
+        assert np.array_equal(found.frames, episode(number).frames) and found.views == ("main",)
+    (wrist, _) = read_episodes(root, camera=(WRIST,))
+    assert np.array_equal(wrist.frames, episode(1).frames[::-1]) and wrist.views == ("wrist",)
+    (both, _) = read_episodes(root, camera=(WRIST, CAMERA))
+    assert np.array_equal(both.frames, np.concatenate([wrist.frames, episode(0).frames], axis=2))
+    assert both.views == ("wrist", "main")
+
+
+def test_several_cameras_of_ours_keep_names_order_and_every_bit(tmp_path: Path) -> None:
+    """Each is a feature of its own, as LeRobot has it; appended episodes must have the same ones."""
+    two = [dataclasses.replace(episode(i), views=("top", "wrist")) for i in range(3)]
+    append_episodes(tmp_path, two[:2], fps=10)
+    append_episodes(tmp_path, two[2:], fps=10)
+    assert_same(read_episodes(tmp_path), two)
+    features = json.loads((tmp_path / "meta/info.json").read_text())["features"]
+    pictures = {name: f["shape"] for name, f in features.items() if f["dtype"] == "image"}
+    assert pictures == {"observation.images.top": [10, 6, 3], WRIST: [10, 6, 3]}
+    (wrist, *_) = read_episodes(tmp_path, camera=(WRIST,))
+    assert np.array_equal(wrist.frames, two[0].frames[:, :, 6:])
+    stats = json.loads((tmp_path / "meta/stats.json").read_text())
+    half = np.concatenate([e.frames[:, :, 6:] for e in two]).reshape(-1, 3) / 255
+    np.testing.assert_allclose(np.ravel(stats[WRIST]["mean"]), half.mean(axis=0), rtol=1e-6)
+    for other in (episode(3), dataclasses.replace(episode(3), views=("wrist", "top"))):
+        with pytest.raises(DatasetError, match="append to a new folder"):
+            append_episodes(tmp_path, [other], fps=10)
+    with pytest.raises(DatasetError, match="their cameras"):
+        append_episodes(tmp_path / "new", [two[0], episode(1)], fps=10)
+
+
+def test_names_of_cameras_are_checked() -> None:
+    for views in ((), ("top", "top"), ("",), ("a/b",)):
+        with pytest.raises(ValueError, match="names of cameras"):
+            dataclasses.replace(episode(0), views=views)
+    with pytest.raises(ValueError, match="12 pixels wide are not the pictures of 5 cameras"):
+        dataclasses.replace(episode(0), views=tuple("abcde"))
 
 
 def smooth(length: int, phase: int) -> np.ndarray:

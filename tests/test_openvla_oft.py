@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,25 @@ def frames(count: int, size: int = SIZE, seed: int = 0) -> Tensor:
 
 def logits(policy: OpenVLAOFT, pictures: Tensor, *instruction: str) -> Tensor:
     return policy(**policy.prepare(Observation(frame=pictures, instruction=instruction)))
+
+
+@torch.no_grad()
+def test_pictures_of_several_cameras_follow_each_other(checkpoint: Path) -> None:
+    """As the published code has them: patches of the first one, then those of the second."""
+    one, two = settings(checkpoint).build(), settings(checkpoint).build(views=("top", "wrist"))
+    top, wrist = frames(2), frames(2, seed=1)
+    both = Observation(frame=torch.cat([top, wrist], dim=2), instruction=("open the drawer",) * 2)
+    pixels = two.prepare(both)["pixels"]
+    seen = two.net.features(pixels)
+    apart = [
+        one.net.features(one.prepare(Observation(frame=view, instruction=both.instruction))["pixels"])
+        for view in (top, wrist)
+    ]
+    assert pixels.shape[1] == 12 and torch.allclose(seen, torch.cat(apart, dim=1), atol=1e-5)
+    assert two(**two.prepare(both)).shape == one(**one.prepare(replace(both, frame=top))).shape
+    assert two.config.restore(two.about()).views == ("top", "wrist")
+    with pytest.raises(ValueError, match="are not the pictures of 2 cameras side by side"):
+        two.prepare(replace(both, frame=both.frame[:, :, 1:]))
 
 
 def plain_features(tensors: dict[str, Tensor], prefix: str, pixels: Tensor) -> Tensor:

@@ -55,6 +55,23 @@ def seen_by(policy: SmolVLA, *texts: str) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
+def test_pictures_of_several_cameras_come_before_the_sentence(checkpoint: Path) -> None:
+    """Each costs as many tokens as one, and their order counts."""
+    one, two = config(checkpoint).build(), config(checkpoint).build(views=("top", "wrist"))
+    top, wrist = some_frames(2).split(1)
+    single = one(**one.prepare(Observation(frame=top, instruction=("open",))))[1].shape[1]
+    kept = []
+    for views in ((top, wrist), (wrist, top)):
+        context, real = two(**two.prepare(Observation(frame=torch.cat(views, dim=2), instruction=("open",))))
+        kept.append(context)
+        pictures = one.net.connector(one.net.vision(pixel_values=one.prepare(
+            Observation(frame=top, instruction=("open",)))["pixels"]).last_hidden_state).shape[1]  # fmt: skip
+        assert real.shape[1] == single + pictures
+    assert not torch.allclose(*kept)
+    assert config(checkpoint).restore(two.about()).views == ("top", "wrist")
+
+
+@torch.no_grad()
 def test_it_denoises_as_the_published_code(checkpoint: Path) -> None:
     """PUBLISHED: the first of three chunks that lerobot 0.4.4 (VLAFlowMatching.sample_actions, ten steps) makes of
     these weights, pictures, sentences and noise, with the state at zero."""

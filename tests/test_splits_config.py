@@ -93,6 +93,9 @@ def test_recipes_are_valid_and_survive_json(name: str) -> None:
     if name == "paper-coffee":  # its machine is MimicGen's alone
         with pytest.raises(ValueError, match=r"--env.mimicgen-path CHECKOUT"):
             experiment.validate()
+    elif name == "recorded":  # its robot is that of the datasets
+        with pytest.raises(ValueError, match=r"--demos\.recorded and --collect\.recorded"):
+            experiment.validate()
     else:
         experiment.validate()
     found = from_json(Experiment, json.loads(json.dumps(to_json(experiment))))

@@ -19,6 +19,7 @@ from wmpo.report.render import render
 from wmpo.stages import pretrain
 from wmpo.stages.job import Job, open_job, saved_experiment
 from wmpo.stages.order import run_missing, turn, whole
+from wmpo.stages.recorded import described
 
 ABOUT = {
     "demos": "record the scripted expert",
@@ -143,6 +144,7 @@ def _main(args: list[str]) -> None:
     if command == "report":
         _report(path)
         return
+    settings = dataclasses.replace(settings, experiment=described(settings.experiment))
     if command != "pretrain":
         pretrain.check_weights(settings.experiment)  # at once, not after the episodes are played
     if command in DISTRIBUTED:
@@ -176,6 +178,9 @@ def _stages(job: Job, command: str) -> None:
     """Runs what is not complete: of everything, or of one command's stages those of the first round that lacks them."""
     if command == "run":
         run_missing(job, whole(job))
+        if job.experiment.collect.recorded:
+            deploy = f"wmpo robot deploy SETUP.py --policy {job.root.path} --to FOLDER"
+            print(f"real success was not measured, as nobody can play from recorded episodes; on the robot: {deploy}")
         return
     todo, why = turn(job, command)
     if not todo:

@@ -32,6 +32,9 @@ class Naming(Keys):
     """Settings of commands that read a dataset."""
 
     def keys(self) -> Keys:
+        """Raises ValueError for a size that no picture has."""
+        if self.image_size is not None and not 1 <= self.image_size <= 4096:
+            raise ValueError(f"--image-size must be in 1..4096, not {self.image_size}")
         return Keys(**{part.name: getattr(self, part.name) for part in fields(Keys)})
 
 

@@ -37,8 +37,6 @@ class Import(Naming):
     "LeRobot folder, RLDS version folder or robomimic HDF5 file."
     to: Path
     "The new dataset; must not exist yet."
-    image_size: int | None = None
-    "Pictures become squares of so many pixels; by default they stay as they are."
     fps: int | None = None
     "Frames a second, where the dataset does not say or is wrong. Nothing is resampled."
     instruction: str | None = None
@@ -81,12 +79,9 @@ def main(args: list[str]) -> None:
 
 
 def _import(settings: Import) -> None:
-    for name, value in (("--image-size", settings.image_size), ("--fps", settings.fps)):
-        if value is not None and not 1 <= value <= 4096:
-            raise ValueError(f"{name} must be in 1..4096, not {value}")
-    changes = Conversion(
-        image_size=settings.image_size, fps=settings.fps, instruction=settings.instruction, labels=settings.labels
-    )
+    if settings.fps is not None and not 1 <= settings.fps <= 4096:
+        raise ValueError(f"--fps must be in 1..4096, not {settings.fps}")
+    changes = Conversion(fps=settings.fps, instruction=settings.instruction, labels=settings.labels)
     done = import_dataset(settings.source, settings.to, settings.keys(), changes)
     print(
         f"{settings.to}: {done.num_episodes} episodes, {done.num_solved} solved, {done.num_actions} actions at "
@@ -109,6 +104,7 @@ def _figures(found: Overview, source: Source) -> dict[str, Any]:
     lengths = np.array(found.lengths)
     return {
         "kind": source.kind, "episodes": len(lengths), "actions": int(lengths.sum()), "fps": source.fps,
+        "cameras": list(found.views),
         "picture": list(found.picture), "shortest": int(lengths.min()), "mean_length": float(lengths.mean()),
         "longest": int(lengths.max()), "solved": found.num_solved if source.labelled else None,
         "action_low": found.low.tolist(), "action_mean": found.mean.tolist(), "action_high": found.high.tolist(),
@@ -124,7 +120,7 @@ def _table(found: Overview, figures: dict[str, Any], sheet: Path) -> str:
         f"episodes    {count}, {figures['actions']} actions",
         f"length      {figures['shortest']} to {figures['longest']} actions, mean {figures['mean_length']:.1f}",
         f"rate        {figures['fps'] or 'unknown'} fps",
-        f"pictures    {found.picture[0]}x{found.picture[1]} pixels",
+        f"pictures    {found.picture[0]}x{found.picture[1]} pixels of {', '.join(found.views)}",
         f"solved      {labels}",
         f"{'action':12}{'low':>10}{'mean':>10}{'high':>10}",
         *(f"{i:<12}{a:>10.3f}{b:>10.3f}{c:>10.3f}"

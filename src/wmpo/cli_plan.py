@@ -10,6 +10,7 @@ import tyro
 from wmpo.cli_common import Shared
 from wmpo.recipes import recipe
 from wmpo.stages.plan import Hardware, describe, plan
+from wmpo.stages.recorded import described
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,4 +21,4 @@ class _Settings(Shared):
 
 def main(name: str, rest: list[str]) -> None:
     settings = tyro.cli(_Settings, args=rest, default=_Settings(experiment=recipe(name)), prog=f"wmpo plan {name}")
-    print(describe(plan(settings.experiment, settings.hardware), settings.hardware))
+    print(describe(plan(described(settings.experiment), settings.hardware), settings.hardware))

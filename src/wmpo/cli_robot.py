@@ -107,7 +107,7 @@ def _play(settings: Playing, purpose: str) -> Session:
     file = policy_file(settings.policy)
     policy, sentence = models.open_policy(file)
     setup = open_setup(settings.setup)
-    check_policy(setup, policy.codec.action_dim)
+    check_policy(setup, policy.codec.action_dim, policy.views)
     who = f"{file.stem} {hashlib.sha256(file.read_bytes()).hexdigest()[:8]}"
     session = Session(
         purpose=Purpose(purpose, who, temperature, settings.seed),
@@ -115,7 +115,10 @@ def _play(settings: Playing, purpose: str) -> Session:
         dataset=settings.to,
     )
     _check_alone(session)
-    have = stored(settings.to, fps=setup.rate, image_size=policy.image_size, action_dim=policy.codec.action_dim)
+    have = stored(
+        settings.to, fps=setup.rate, image_size=policy.image_size, action_dim=policy.codec.action_dim,
+        views=setup.robot.views,
+    )  # fmt: skip
     if have >= wanted:
         print(f"{settings.to} holds {have} episodes already; raise --num-episodes for more")
         return session

@@ -11,6 +11,7 @@ from typing import Any
 
 from wmpo.envs.disrupt import Disruption, Push
 from wmpo.envs.metaworld import MetaWorldConfig
+from wmpo.envs.recorded import RecordedConfig
 from wmpo.envs.robosuite import RobosuiteConfig
 from wmpo.execution.backend import ExecutionConfig
 from wmpo.policy.openvla_oft import OpenVLAOFTConfig
@@ -191,8 +192,8 @@ class BaselinesConfig:
 class Experiment:
     """Everything that decides a run, except its seed."""
 
-    env: MetaWorldConfig | RobosuiteConfig = field(default_factory=MetaWorldConfig)
-    "The task; its recipe decides the simulator."
+    env: MetaWorldConfig | RobosuiteConfig | RecordedConfig = field(default_factory=MetaWorldConfig)
+    "The task; its recipe decides the simulator, or that there is none."
     max_chunks: int = 12
     "Time limit of an episode in chunks."
     num_workers: int = 0
@@ -226,7 +227,8 @@ class Experiment:
         self.world_model.validate(self.env.image_size)
         for name, value in flatten(to_json(self)).items():
             _check_number(name, value)
-        self.disruptions.validate(self.max_chunks)
+        if not isinstance(self.env, RecordedConfig):  # nothing is played, so nothing is disrupted
+            self.disruptions.validate(self.max_chunks)
         self.execution.cluster.validate()
         chunk, stride = self.policy.chunk_size, self.world_model.frame_stride
         if chunk % stride:
@@ -251,6 +253,10 @@ class Experiment:
                     "to learn from and one held out; raise collect.num_episodes or collect.num_held_out, or lower "
                     f"num_rounds {self.num_rounds}"
                 )
+        if isinstance(self.env, RecordedConfig) and not (self.demos.recorded and self.collect.recorded):
+            raise ValueError(
+                "nothing can be played without a simulator: name datasets with --demos.recorded and --collect.recorded"
+            )
         audit = self.improve.audit
         if audit.max_audits and self.collect.recorded:
             raise ValueError(
@@ -278,7 +284,7 @@ def _check_number(name: str, value: Any) -> None:
     least, most = _AT_LEAST.get(last, -math.inf), _AT_MOST.get(last, math.inf)
     if name.endswith("fit.micro_batch"):
         least = 0
-    if isinstance(value, tuple) and not value:
+    if isinstance(value, tuple) and not value and last not in _MAY_BE_EMPTY:
         raise ValueError(f"{name} must not be empty")
     for number in value if isinstance(value, tuple) else (value,):
         if isinstance(number, float) and not math.isfinite(number):
@@ -289,6 +295,8 @@ def _check_number(name: str, value: Any) -> None:
             raise ValueError(f"{name} must be at most {most:g}, not {number}")
 
 
+_MAY_BE_EMPTY = ("more_cameras",)
+"""Settings that are lists and need no entry."""
 _AT_MOST: dict[str, float] = {
     "ema": 0.99999,
     "pretrain_share": 1,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -62,6 +64,34 @@ class ResidualConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv2(F.relu(self.conv1(F.relu(x))))
+
+
+def check_frames(frames: Tensor, size: int, views: Sequence[str], what: str) -> None:
+    """Raises ValueError for frames [..., h, w, 3] that are not those of so many square views side by side."""
+    height, width = frames.shape[-3:-1]
+    if (height, width) != (size, size * len(views)):
+        seen = f"{size} px" if len(views) == 1 else f"{size}x{size * len(views)}: {', '.join(views)} side by side"
+        raise ValueError(f"frames are {height}x{width}, but this {what} was built for {seen}")
+
+
+def cut_frames(frames: Tensor, views: Sequence[str]) -> list[Tensor]:
+    """Frames [B, h, V * w, 3] as those of each camera. Raises ValueError where they cannot be."""
+    if frames.shape[2] % len(views):
+        raise ValueError(
+            f"frames {frames.shape[2]} pixels wide are not the pictures of {len(views)} cameras side by side "
+            f"({', '.join(views)})"
+        )
+    return list(frames.chunk(len(views), dim=2))
+
+
+def cut(images: Tensor, num_views: int) -> Tensor:
+    """Views that stand side by side [B, c, h, V * w] become rows [B * V, c, h, w]."""
+    return images.unflatten(-1, (num_views, -1)).movedim(-2, 1).flatten(0, 1)
+
+
+def join(images: Tensor, num_views: int) -> Tensor:
+    """The inverse of :func:`cut`."""
+    return images.unflatten(0, (-1, num_views)).movedim(1, -2).flatten(-2)
 
 
 def to_unit(frames: Tensor) -> Tensor:

@@ -85,6 +85,8 @@ class PolicyNet(TrainablePolicy, Protocol):
     again, before the weights are filled in."""
 
     image_size: int
+    views: tuple[str, ...]
+    "Names of the cameras, whose square pictures of ``image_size`` pixels stand side by side in a frame."
 
     @property
     def codec(self) -> BoundedCodec: ...

@@ -16,6 +16,7 @@ from wmpo.config import (
     FidelityConfig,
 )
 from wmpo.envs.metaworld import MetaWorldConfig
+from wmpo.envs.recorded import RecordedConfig
 from wmpo.envs.robosuite import RobosuiteConfig
 from wmpo.evaluation.audit import AuditConfig
 from wmpo.policy.small import SmallPolicyConfig
@@ -98,10 +99,34 @@ def square() -> Experiment:
     )
 
 
+def recorded() -> Experiment:
+    """Any robot, from recorded episodes alone: ``--demos.recorded`` are solved demonstrations, ``--collect.recorded``
+    episodes of a policy with failures. Cameras, picture size, actions, rate, numbers of episodes and the time limit are
+    what the datasets hold, unless they are set. Nothing is pretrained, and nothing is played: no audits, no
+    evaluation, and success in the dream is judged by replays, as another policy than the clone may have acted. Not
+    tuned: no whole run of a real robot was measured yet."""
+    return Experiment(
+        env=RecordedConfig(),
+        max_chunks=0,
+        num_rounds=1,
+        demos=DemosConfig(num_episodes=0),
+        collect=CollectConfig(num_episodes=0, num_held_out=0),
+        policy=SmallPolicyConfig(chunk_size=8),
+        sft=SFTConfig(fit=FitConfig(num_steps=3000, batch_size=32, learning_rate=6e-4)),
+        world_model=SmallWorldModelConfig(pretrained="none"),
+        world_model_training=WorldModelTraining(
+            fit=FitConfig(num_steps=4000, batch_size=16, learning_rate=1e-3, ema=0.995), check_every=500
+        ),
+        reward_training=RewardTraining(on_policy=False),
+        improve=ImproveConfig(audit=AuditConfig(max_episodes=0)),
+    )
+
+
 RECIPES: dict[str, Callable[[], Experiment]] = {
     "quickstart": quickstart,
     "tiny": tiny,
     "square": square,
+    "recorded": recorded,
     "single-gpu": single_gpu,
     "paper-square": paper_square,
     "paper-coffee": paper_coffee,

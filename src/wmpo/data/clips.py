@@ -38,9 +38,13 @@ def chunk_clips(episodes: Sequence[Episode], chunk_size: int) -> ChunkClips:
     )
 
 
-def shift(frames: UInt8[Tensor, "M h w C"], offsets: Int[Tensor, "M 2"], limit: int) -> UInt8[Tensor, "M h w C"]:
-    """Moves each picture by up to ``limit`` pixels, repeating its border (DrQ, arXiv 2004.13649)."""
-    m, h, w, _ = frames.shape
+def shift(
+    frames: UInt8[Tensor, "M h w C"], offsets: Int[Tensor, "M 2"], limit: int, num_views: int = 1
+) -> UInt8[Tensor, "M h w C"]:
+    """Moves each picture by up to ``limit`` pixels, repeating its border (DrQ, arXiv 2004.13649). Where it is made of
+    several views, each moves in its own place."""
+    m, h, w = len(frames), frames.shape[1], frames.shape[2] // num_views
     rows = (torch.arange(h) + offsets[:, :1] - limit).clamp(0, h - 1)  # (M, h)
     columns = (torch.arange(w) + offsets[:, 1:] - limit).clamp(0, w - 1)
+    columns = (columns.unsqueeze(1) + w * torch.arange(num_views).unsqueeze(1)).flatten(1)
     return frames[torch.arange(m)[:, None, None], rows[:, :, None], columns[:, None, :]]

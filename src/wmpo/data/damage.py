@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,6 +27,15 @@ def reading(path: Path) -> Iterator[None]:
     except Exception as error:  # decoders of damaged bytes raise nearly anything
         problem = "missing" if isinstance(error, FileNotFoundError) else f"damaged or unusual ({error!r})"
         raise DatasetError(f"{path} is {problem}; copy, export or record the dataset again") from error
+
+
+def choose_all(found: list[str], wanted: Sequence[str], what: str, path: Path, flag: str) -> tuple[str, ...]:
+    """The wanted names in their order, or the only one there is. Raises DatasetError as :func:`choose`, and for a name
+    that comes twice."""
+    chosen = tuple(choose(found, name, what, path, flag) for name in wanted or (None,))
+    if len(set(chosen)) < len(chosen):
+        raise DatasetError(f"{path}: {flag} {' '.join(wanted)} names one of the {what} twice; name each once")
+    return chosen
 
 
 def choose(found: list[str], wanted: str | None, what: str, path: Path, flag: str) -> str:

@@ -13,7 +13,6 @@ from wmpo.checkpoint import write_atomic, write_json
 from wmpo.data.damage import DatasetError, reading, require
 from wmpo.data.episode import Episode
 from wmpo.data.lerobot import append_episodes, open_lerobot
-from wmpo.data.pictures import resize
 from wmpo.data.rlds import open_rlds
 from wmpo.data.robomimic import open_robomimic
 from wmpo.data.source import Keys, Source
@@ -24,11 +23,10 @@ SHARD, SHARD_BYTES = 64, 2**28
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversion:
-    """What an import changes. ``image_size``: squares of so many pixels (None: as they are). ``fps`` replaces what the
-    dataset says, but resamples nothing. ``instruction`` replaces every sentence. ``labels`` is a file with the columns
-    episode, success and perhaps solved_at, or ``solved`` or ``failed`` for all."""
+    """What an import changes. ``fps`` replaces what the dataset says, but resamples nothing. ``instruction`` replaces
+    every sentence. ``labels`` is a file with the columns episode, success and perhaps solved_at, or ``solved`` or
+    ``failed`` for all."""
 
-    image_size: int | None = None
     fps: int | None = None
     instruction: str | None = None
     labels: str | None = None
@@ -85,7 +83,9 @@ def import_dataset(path: Path, target: Path, keys: Keys, conversion: Conversion)
             solved.append(episode.success)
             yield episode
 
-    write_new(target, counted(), fps=fps, origin={"source": path.name, "kind": source.kind, **asdict(conversion)})
+    read = {"camera": list(keys.camera), "image_size": keys.image_size}
+    origin = {"source": path.name, "kind": source.kind, **read, **asdict(conversion)}
+    write_new(target, counted(), fps=fps, origin=origin)
     return Imported(kind=source.kind, num_episodes=len(steps), num_solved=sum(solved), num_actions=sum(steps), fps=fps)
 
 
@@ -100,13 +100,12 @@ def convert(source: Source, conversion: Conversion) -> Iterator[Episode]:
         solved_at = {"solved": len(episode.actions), "failed": -1}.get(conversion.labels or "", episode.solved_at)
         if labels is not None:
             solved_at = _labelled(labels, count - 1, len(episode.actions), Path(str(conversion.labels)))
-        frames = resize(episode.frames, conversion.image_size)
-        shapes = f"pictures {frames.shape[1:3]} and {episode.actions.shape[1]} action dimensions"
+        shapes = f"pictures {episode.frames.shape[1:3]} and {episode.actions.shape[1]} action dimensions"
         first = first or shapes
         if shapes != first:
-            fix = "import them apart" + ("" if conversion.image_size else ", or give --image-size")
+            fix = "import them apart, or give --image-size"
             raise DatasetError(f"{source.path}: episode {count - 1} has {shapes}, but the first one {first}; {fix}")
-        yield replace(episode, frames=frames, instruction=sentence, solved_at=solved_at)
+        yield replace(episode, instruction=sentence, solved_at=solved_at)
     require(count > 0, source.path, "it holds no episodes")
     if labels is not None and (unknown := sorted(set(labels) - set(range(count)))):
         raise DatasetError(f"{conversion.labels} labels episodes {unknown[:3]}, but {source.path} has 0..{count - 1}")

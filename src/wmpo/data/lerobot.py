@@ -2,7 +2,8 @@
 
 We write lossless PNG inside parquet (*image mode*) and read image and video mode, also of LeRobot v2.0 and v2.1.
 Unlike LeRobot's own recordings, an episode of S actions has S + 1 rows, as a world model needs the last frame; that row
-has ``action_is_pad``. An append makes a new pair of files; ``meta/info.json``, replaced last, is the commit: what it
+has ``action_is_pad``. Pictures of several cameras, which stand side by side in our frames, are a feature each, in that
+order. An append makes a new pair of files; ``meta/info.json``, replaced last, is the commit: what it
 does not count does not exist. One writer at a time. Nothing in a dataset can run code: no pickle, no format strings
 from files.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,12 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from wmpo.checkpoint import write_atomic
-from wmpo.data.damage import DatasetError, choose, reading, require
+from wmpo.data.damage import DatasetError, choose, choose_all, reading, require
 from wmpo.data.episode import Episode
-from wmpo.data.pictures import decode
+from wmpo.data.pictures import decode, side_by_side, view_names
 from wmpo.data.source import Keys, Source
 
-CAMERA = "observation.images.main"
+_CAMERA = "observation.images."
 FILES_PER_CHUNK = 1000
 _CHUNK_FILE = "chunk-{chunk_index:03d}/file-{file_index:03d}"
 _DATA_PATH, _EPISODES_PATH = (f"{folder}/{_CHUNK_FILE}.parquet" for folder in ("data", "meta/episodes"))
@@ -54,8 +55,8 @@ def append_episodes(root: Path, episodes: Sequence[Episode], *, fps: int) -> Non
     info = _read_info(root) if (root / "meta/info.json").exists() else None
     if info and info["codebase_version"] != "v3.0":
         raise DatasetError(f"{root} is of LeRobot {info['codebase_version']}; append to a new folder")
-    if info and (info["features"], info["fps"]) != (features, fps):
-        raise DatasetError(f"{root} has another picture size, action size or fps; append to a new folder")
+    if info and ([*info["features"].items()], info["fps"]) != ([*features.items()], fps):
+        raise DatasetError(f"{root} has other cameras, picture size, action size or fps; append to a new folder")
     old = _episode_rows(root, info) if info else []
     number = old[-1]["data/chunk_index"] * FILES_PER_CHUNK + old[-1]["data/file_index"] + 1 if old else 0
     place = {"chunk_index": number // FILES_PER_CHUNK, "file_index": number % FILES_PER_CHUNK}
@@ -65,7 +66,7 @@ def append_episodes(root: Path, episodes: Sequence[Episode], *, fps: int) -> Non
     parts = [_frames(e, row, tasks, fps) for e, row in zip(episodes, new, strict=True)]
     columns = {key: [value for part in parts for value in part[key]] for key in features}
     with reading(root / "meta/episodes"):
-        stats = {key: _total_stats(rows, key) for key in ("action", CAMERA)}
+        stats = {key: _total_stats(rows, key) for key in ("action", *_cameras(episodes[0].views))}
     _write(root / _DATA_PATH.format(**place), pa.table(columns, schema=schema))
     _write(root / _EPISODES_PATH.format(**place), pa.Table.from_pylist(new))
     _write(root / "meta/stats.json", stats)
@@ -83,23 +84,33 @@ def append_episodes(root: Path, episodes: Sequence[Episode], *, fps: int) -> Non
     })  # fmt: skip
 
 
+def _cameras(views: Sequence[str]) -> list[str]:
+    return [_CAMERA + view for view in views]
+
+
 def _columns(episodes: Sequence[Episode]) -> tuple[dict[str, Any], pa.Schema]:
     """The columns as LeRobot and as arrow describe them. Raises DatasetError when the episodes cannot share them."""
-    shapes = {(e.frames.shape[1:], e.actions.shape[1:], e.frames.dtype.name) for e in episodes}
-    (picture, action, dtype), *others = shapes
+    shapes = {(e.frames.shape[1:], e.actions.shape[1:], e.frames.dtype.name, e.views) for e in episodes}
+    (picture, action, dtype, views), *others = shapes
     if others or picture[2:] != (3,) or len(action) != 1 or dtype != "uint8":
-        raise DatasetError(f"episodes must share one shape, frames uint8 [L,h,w,3] and actions [S,A]; got {shapes}")
+        raise DatasetError(
+            f"episodes must share one shape and their cameras, frames uint8 [L,h,w,3] and actions [S,A]; got {shapes}"
+        )
     if bad := [e.episode_id for e in episodes if not e.actions.size or np.abs(e.actions).max() > 3e38]:
         raise DatasetError(f"episodes {bad} have no action, or one too large for float32; leave them out")
+    shape = [picture[0], picture[1] // len(views), 3]
     features: dict[str, Any] = {
-        CAMERA: {"dtype": "image", "shape": list(picture), "names": ["height", "width", "channels"]},
-        "action": {"dtype": "float32", "shape": list(action), "names": None},
-    } | {name: {"dtype": kind, "shape": [1], "names": None} for name, kind in _SCALARS.items()}
+        key: {"dtype": "image", "shape": shape, "names": ["height", "width", "channels"]} for key in _cameras(views)
+    }
+    features["action"] = {"dtype": "float32", "shape": list(action), "names": None}
+    features |= {name: {"dtype": kind, "shape": [1], "names": None} for name, kind in _SCALARS.items()}
     vector = pa.list_(pa.float32(), action[0]) if action != (1,) else pa.float32()  # LeRobot's rule for one number
-    types = {CAMERA: pa.struct({"bytes": pa.binary(), "path": pa.string()}), "action": vector}
+    image = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    types: dict[str, pa.DataType] = dict.fromkeys(_cameras(views), image) | {"action": vector}
     types |= {name: pa.type_for_alias(kind) for name, kind in _SCALARS.items()}
     # The metadata is for the `datasets` library, which would else show pictures as bytes.
-    return features, pa.schema(types, {"huggingface": json.dumps({"info": {"features": {CAMERA: {"_type": "Image"}}}})})
+    images = {key: {"_type": "Image"} for key in _cameras(views)}
+    return features, pa.schema(types, {"huggingface": json.dumps({"info": {"features": images}})})
 
 
 def _new_rows(episodes: Sequence[Episode], old: list[dict[str, Any]], place: dict[str, int]) -> list[dict[str, Any]]:
@@ -113,23 +124,36 @@ def _new_rows(episodes: Sequence[Episode], old: list[dict[str, Any]], place: dic
             **{f"{folder}/{name}": value for folder in ("data", "meta/episodes") for name, value in place.items()},
             "dataset_from_index": begin, "dataset_to_index": end, "solved_at": int(e.solved_at),
             "start": int(e.start), "episode_id": int(e.episode_id), "policy": e.policy,
-            "stats/action/count": [len(e.actions)], f"stats/{CAMERA}/count": [len(e.frames)],
+            "stats/action/count": [len(e.actions)],
+            **{f"stats/{key}/count": [len(e.frames)] for key in _cameras(e.views)},
         }  # fmt: skip
-        for key, values in (("action", e.actions.astype(float)), (CAMERA, e.frames.reshape(-1, 3, 1, 1) / 255)):
+        pixels = ((key, view.reshape(-1, 3, 1, 1) / 255) for key, view in _views(e))
+        for key, values in (("action", e.actions.astype(float)), *pixels):
             row |= {f"stats/{key}/{s}": getattr(values, s)(axis=0).tolist() for s in ("min", "max", "mean", "std")}
         rows.append(row)
     return rows
+
+
+def _views(episode: Episode) -> Iterator[tuple[str, UInt8[np.ndarray, "L h w 3"]]]:
+    """Each camera's column and pictures."""
+    return zip(_cameras(episode.views), np.split(episode.frames, len(episode.views), axis=2), strict=True)
+
+
+def _png(frames: UInt8[np.ndarray, "L h w 3"]) -> list[dict[str, Any]]:
+    files = []
+    for i, pixels in enumerate(frames):
+        picture = io.BytesIO()
+        Image.fromarray(pixels).save(picture, format="png", compress_level=1)  # LeRobot's level
+        files.append({"bytes": picture.getvalue(), "path": f"frame-{i:06d}.png"})
+    return files
 
 
 def _frames(episode: Episode, row: dict[str, Any], tasks: list[str], fps: int) -> dict[str, Sequence[Any]]:
     """The columns of one episode, S + 1 long. ``next.*`` tells what the action of the row leads to."""
     frame = np.arange(row["length"])
     actions = np.concatenate([episode.actions, np.zeros_like(episode.actions[:1])]).astype(np.float32)  # (S + 1, A)
-    pictures = [io.BytesIO() for _ in frame]
-    for pixels, picture in zip(episode.frames, pictures, strict=True):
-        Image.fromarray(pixels).save(picture, format="png", compress_level=1)  # LeRobot's level
     return {
-        CAMERA: [{"bytes": picture.getvalue(), "path": f"frame-{i:06d}.png"} for i, picture in enumerate(pictures)],
+        **{key: _png(view) for key, view in _views(episode)},
         "action": list(actions) if actions.shape[1] > 1 else actions[:, 0],
         "next.success": (frame + 1 >= episode.solved_at) & episode.success, "next.done": frame >= len(frame) - 2,
         "action_is_pad": frame == len(frame) - 1, "timestamp": (frame / fps).astype(np.float32),
@@ -165,14 +189,15 @@ def num_episodes(root: Path) -> int:
     return _read_info(root)["total_episodes"] if (root / "meta/info.json").exists() else 0
 
 
-def read_episodes(root: Path, *, camera: str | None = None) -> list[Episode]:
+def read_episodes(root: Path, *, camera: Sequence[str] = ()) -> list[Episode]:
     """All episodes, frames decoded to uint8 [L,h,w,3], from our own or any other LeRobot folder (v2.0, v2.1, v3.0).
 
-    ``camera`` is the key of the pictures, needed when there are several. In a dataset of another program an episode
+    ``camera``: keys of the pictures, which then stand side by side; without it all of our own, and the only one of
+    another program. In a dataset of another program an episode
     loses its last action, as no frame follows it; ``solved_at`` is from ``next.success`` (success by that action counts
     at the last frame) or -1, ``start`` -1, ``policy`` "unknown". Raises DatasetError that names the file.
     """
-    return list(open_lerobot(root, Keys(camera=camera)).episodes)
+    return list(open_lerobot(root, Keys(camera=tuple(camera))).episodes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,8 +210,11 @@ class Listed:
 
 
 def list_episodes(root: Path) -> list[Listed]:
-    """Our own episodes without their frames, in order; none where there is no dataset yet."""
+    """Our own episodes without their frames, in order; none where there is no dataset yet. Raises DatasetError for a
+    dataset of another program."""
     rows = _episode_rows(root, _read_info(root)) if (root / "meta/info.json").exists() else []
+    if any("policy" not in row for row in rows):
+        raise DatasetError(f"{root} is a dataset of another program; wmpo data import makes one of ours of it")
     with reading(root / "meta/episodes"):
         return [Listed(row["length"] - 1, row["solved_at"], row["policy"]) for row in rows]
 
@@ -194,12 +222,13 @@ def list_episodes(root: Path) -> list[Listed]:
 def open_lerobot(root: Path, keys: Keys, *, first: int = 0) -> Source:
     """The same, with other keys, without all episodes in memory at once and without those before number ``first``."""
     info = _read_info(root)
-    camera = choose(info["cameras"], keys.camera, "cameras", root, "--camera")
     action, success = keys.action or "action", keys.success or "next.success"
     for names, flag in ((keys.action, "--action"), (keys.success, "--success")):
         for key in names.split(",") if names is not None else ():
             choose([*info["features"]], key, "features", root, flag)
     rows = _episode_rows(root, info)
+    ours = any("policy" in row for row in rows[:1])  # whose cameras have an order already
+    cameras = choose_all(info["cameras"], keys.camera or (info["cameras"] if ours else ()), "cameras", root, "--camera")
     if keys.success is not None:  # what the user names counts more than what we once wrote
         rows = [{name: value for name, value in row.items() if name != "solved_at"} for row in rows]
     return Source(
@@ -207,32 +236,35 @@ def open_lerobot(root: Path, keys: Keys, *, first: int = 0) -> Source:
         kind=f"LeRobot {info['codebase_version']}",
         fps=int(info["fps"]) if info["fps"] == int(info["fps"]) else None,
         labelled=success in info["features"] or any("solved_at" in row for row in rows[:1]),
-        episodes=_episodes(root, info, rows[first:], camera, action, success),
+        episodes=_episodes(root, info, rows[first:], replace(keys, camera=cameras, action=action, success=success)),
     )
 
 
-def _episodes(
-    root: Path, info: dict[str, Any], rows: list[dict[str, Any]], camera: str, action: str, success: str
-) -> Iterator[Episode]:
+def _episodes(root: Path, info: dict[str, Any], rows: list[dict[str, Any]], keys: Keys) -> Iterator[Episode]:
+    action, success = str(keys.action), str(keys.success)
     tables = dict[Path, pa.Table]()
     for row in rows:
         i = row["episode_index"]
         path = root / info["data"].format(chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
         if path not in tables:  # only the latest is kept: the episodes of a file follow each other
-            tables = {path: _table(path, {camera, *action.split(","), success, *_SCALARS})}
+            tables = {path: _table(path, {*keys.camera, *action.split(","), success, *_SCALARS})}
         with reading(path):
             part = tables[path].filter(pc.field("episode_index") == i)
         order = _column(part, "frame_index", "i", path).tolist()
         in_order = len(order) == row["length"] and order == list(range(len(order)))
         require(in_order, path, f"{len(order)} rows are not the {row['length']} frames of episode {i}")
-        is_video = info["features"][camera]["dtype"] == "video"
-        frames = _video(root, info, row, camera) if is_video else _pictures(part, camera, path)
-        yield _episode(row, part, frames, path, action, success)
+        is_video = [info["features"][key]["dtype"] == "video" for key in keys.camera]
+        views = [
+            _video(root, info, row, key) if video else _pictures(part, key, path)
+            for key, video in zip(keys.camera, is_video, strict=True)
+        ]
+        yield _episode(row, part, side_by_side(views, keys.camera, keys.image_size, path), path, keys)
 
 
 def _episode(
-    row: dict[str, Any], part: pa.Table, frames: UInt8[np.ndarray, "L h w 3"], path: Path, action: str, success: str
+    row: dict[str, Any], part: pa.Table, frames: UInt8[np.ndarray, "L h w 3"], path: Path, keys: Keys
 ) -> Episode:
+    action, success = str(keys.action), str(keys.success)
     no = np.zeros(len(part), dtype=bool)
     pad = _column(part, "action_is_pad", "b", path) if "action_is_pad" in part.column_names else no
     solved = no
@@ -249,7 +281,10 @@ def _episode(
         require(type(row[name]) is type(ours[name]), path, f"meta/episodes says {name} = {row[name]!r}")
         ours[name] = row[name]
     with reading(path):
-        return Episode(frames=frames[: steps + 1], actions=actions[:steps], instruction=row["tasks"][0], **ours)
+        return Episode(
+            frames=frames[: steps + 1], actions=actions[:steps], instruction=row["tasks"][0],
+            views=view_names(keys.camera), **ours,
+        )  # fmt: skip
 
 
 def _pictures(part: pa.Table, key: str, path: Path) -> UInt8[np.ndarray, "L h w 3"]:

@@ -25,7 +25,9 @@ class Overview:
     solved_at: tuple[int, ...]
     "Of each episode; -1: not solved."
     picture: tuple[int, int]
-    "Height and width of a frame."
+    "Height and width of a camera's picture."
+    views: tuple[str, ...]
+    "Cameras, from the left."
     instructions: tuple[tuple[str, int], ...]
     "Sentences and how many episodes have them, the most frequent first."
     policies: tuple[tuple[str, int], ...]
@@ -33,8 +35,8 @@ class Overview:
     low: Float[np.ndarray, " A"]
     mean: Float[np.ndarray, " A"]
     high: Float[np.ndarray, " A"]
-    rows: tuple[UInt8[np.ndarray, "C s s 3"], ...]
-    "Frames of the first episodes, equally spaced in time, for a contact sheet."
+    rows: tuple[UInt8[np.ndarray, "C s w 3"], ...]
+    "Frames of the first episodes, equally spaced in time, for a contact sheet; all cameras side by side."
 
     @property
     def num_solved(self) -> int:
@@ -55,6 +57,7 @@ class Overview:
 
 def overview(episodes: Iterable[Episode], *, num_rows: int = 8, num_columns: int = 8) -> Overview | None:
     """Goes through the episodes once; None when there are none. Raises ValueError when their actions differ in size."""
+    views: tuple[str, ...] = ()
     rows, kept = list[np.ndarray](), list[tuple[int, int]]()
     low = high = total = np.zeros(0)
     sentences, policies, picture = Counter[str](), Counter[str](), (0, 0)
@@ -65,7 +68,8 @@ def overview(episodes: Iterable[Episode], *, num_rows: int = 8, num_columns: int
         actions = episode.actions.astype(np.float64)
         if len(kept) == 1:
             low, high, total = actions[0], actions[0], np.zeros(actions.shape[1])
-            picture = (episode.frames.shape[1], episode.frames.shape[2])
+            views = episode.views
+            picture = (episode.frames.shape[1], episode.frames.shape[2] // len(views))
         if actions.shape[1] != len(low):
             raise ValueError(
                 f"episode {len(kept) - 1} has {actions.shape[1]} action dimensions, the first one {len(low)}; "
@@ -75,12 +79,13 @@ def overview(episodes: Iterable[Episode], *, num_rows: int = 8, num_columns: int
         total = total + actions.sum(axis=0)
         if len(rows) < num_rows:
             chosen = np.linspace(0, len(episode.frames) - 1, num_columns).round().astype(int)
-            rows.append(resize(episode.frames[chosen], THUMBNAIL))
+            shown = np.split(episode.frames[chosen], len(views), axis=2)
+            rows.append(np.concatenate([resize(view, THUMBNAIL) for view in shown], axis=2))
     if not kept:
         return None
     lengths = tuple(length for length, _ in kept)
     return Overview(
-        lengths=lengths, solved_at=tuple(solved for _, solved in kept), picture=picture,
+        lengths=lengths, solved_at=tuple(solved for _, solved in kept), picture=picture, views=views,
         instructions=tuple(sentences.most_common()), policies=tuple(policies.most_common()),
         low=low, mean=total / sum(lengths), high=high, rows=tuple(rows),
     )  # fmt: skip

@@ -11,16 +11,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
 
-from wmpo.data.damage import DatasetError, choose, reading, require
+from wmpo.data.damage import DatasetError, choose, choose_all, reading, require
 from wmpo.data.episode import Episode
-from wmpo.data.pictures import decode
+from wmpo.data.pictures import decode, side_by_side, view_names
 from wmpo.data.source import Keys, Source, to_episode
 from wmpo.data.tfrecord import Values, parse_example, read_records
 
@@ -46,7 +46,7 @@ def open_rlds(root: Path, keys: Keys) -> Source:
     require(any(name.startswith("steps/") for name in features), path, "it describes no steps, so it is not of RLDS")
     coloured = {n: f for n, f in features.items() if f.shape[2:] == (3,) or (f.kind == "image" and not f.shape)}
     pictures = [n for n, f in coloured.items() if f.kind in ("image", "tensor")]  # a depth map has another last size
-    camera = choose([n for n in pictures if n.startswith("steps/")], keys.camera, "cameras", root, "--camera")
+    cameras = choose_all([n for n in pictures if n.startswith("steps/")], keys.camera, "cameras", root, "--camera")
     for name in (keys.action or "steps/action").split(","):
         numbers = [n for n, f in features.items() if n.startswith("steps/") and f.kind == "tensor" and f.is_raw]
         choose(numbers, name, "numbers", root, "--action")
@@ -54,7 +54,7 @@ def open_rlds(root: Path, keys: Keys) -> Source:
         choose([*features], keys.success, "features", root, "--success")
     success = keys.success or ("steps/reward" if "steps/reward" in features else None)
     texts = [n for n, f in features.items() if f.kind == "text" and re.search("instruction|language", n)]
-    chosen = Keys(camera=camera, action=keys.action or "steps/action", success=success)
+    chosen = replace(keys, camera=cameras, action=keys.action or "steps/action", success=success)
     shards = _shards(root, keys.split)
     return Source(
         path=root, kind="RLDS records", fps=None, labelled=success is not None,
@@ -106,8 +106,9 @@ def _episodes(shards: list[Path], features: dict[str, Feature], keys: Keys, sent
 def _episode(
     example: dict[str, Values], features: dict[str, Feature], keys: Keys, sentence: str | None, number: int, path: Path
 ) -> Episode:
-    assert keys.camera is not None and keys.action is not None
-    frames = _pictures(_values(example, keys.camera, path), features[keys.camera], path)
+    assert keys.action is not None
+    views = [_pictures(_values(example, name, path), features[name], path) for name in keys.camera]
+    frames = side_by_side(views, keys.camera, keys.image_size, path)
     parts = [_numbers(_values(example, name, path), features[name], len(frames), path, name)
              for name in keys.action.split(",")]  # fmt: skip
     actions = np.concatenate(parts, axis=1)
@@ -120,7 +121,9 @@ def _episode(
             solved = np.arange(len(frames)) >= np.where(solved[0], len(frames) - 2, len(frames))
     text = _values(example, sentence, path) if sentence is not None else []
     instruction = text[0].decode() if isinstance(text, list) and text else ""
-    return to_episode(frames, actions, solved, instruction=instruction, number=number, path=path)
+    return to_episode(
+        frames, actions, solved, instruction=instruction, number=number, path=path, views=view_names(keys.camera)
+    )
 
 
 def _values(example: dict[str, Values], name: str, path: Path) -> Values:

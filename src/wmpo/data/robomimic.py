@@ -12,14 +12,16 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
 
-from wmpo.data.damage import DatasetError, choose, reading, require
+from wmpo.data.damage import DatasetError, choose, choose_all, reading, require
 from wmpo.data.episode import Episode
+from wmpo.data.pictures import side_by_side, view_names
 from wmpo.data.source import Keys, Source, to_episode
 
 Group = Any
@@ -41,8 +43,8 @@ def open_robomimic(path: Path, keys: Keys) -> Source:
         facts, first = _facts(data), _group(data, demos[0], path)
         success = keys.success or "rewards"
         labelled = keys.success is not None or success in first
-        camera = choose(_cameras(first, path), keys.camera, "cameras", path, "--camera")
-    chosen = Keys(camera=camera, action=keys.action or "actions", success=success if labelled else None)
+        cameras = choose_all(_cameras(first, path), keys.camera, "cameras", path, "--camera")
+    chosen = replace(keys, camera=cameras, action=keys.action or "actions", success=success if labelled else None)
     fps = facts.get("env_kwargs", {}).get("control_freq")
     return Source(
         path=path,
@@ -56,12 +58,12 @@ def open_robomimic(path: Path, keys: Keys) -> Source:
 def _episodes(path: Path, demos: list[str], keys: Keys, sentence: str) -> Iterator[Episode]:
     import h5py
 
-    assert keys.camera is not None and keys.action is not None
+    assert keys.action is not None
     for number, name in enumerate(demos):
         where = path / "data" / name
         with reading(where), h5py.File(path, "r") as file:
             demo = _group(_group(file, "data", path), name, where)
-            frames = _frames(demo, keys.camera, where)
+            views = [_frames(demo, name, where) for name in keys.camera]
             parts = [_array(demo, key, where) for key in keys.action.split(",")]
             solved = None if keys.success is None else _array(demo, keys.success, where)
         rows = {len(part) for part in parts}
@@ -69,7 +71,10 @@ def _episodes(path: Path, demos: list[str], keys: Keys, sentence: str) -> Iterat
         actions = np.concatenate([_flat(part) for part in parts], axis=1)
         with reading(where):
             labels = None if solved is None else _flat(solved)[:, 0] >= 1
-        yield to_episode(frames, actions, labels, instruction=sentence, number=number, path=where)
+        frames = side_by_side(views, keys.camera, keys.image_size, where)
+        yield to_episode(
+            frames, actions, labels, instruction=sentence, number=number, path=where, views=view_names(keys.camera)
+        )
 
 
 def _frames(demo: Group, camera: str, path: Path) -> UInt8[np.ndarray, "L h w 3"]:

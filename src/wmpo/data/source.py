@@ -11,20 +11,23 @@ from jaxtyping import Bool, Shaped, UInt8
 
 from wmpo.data.damage import require
 from wmpo.data.episode import Episode
+from wmpo.types import ONE_VIEW
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keys:
     """Which parts of a dataset are meant; None: the usual one of its format, or the only one there is."""
 
-    camera: str | None = None
-    "Name of the pictures; needed when there are several."
+    camera: tuple[str, ...] = ()
+    "Names of the pictures, needed when there are several. Those of several cameras stand side by side, from the left."
     action: str | None = None
     "Name of the actions; several, with commas between them, are put one behind the other."
     success: str | None = None
     "Name of what is 1 (or true) from the step on that solved the task: a reward or a flag."
     split: str | None = None
     "Split (RLDS) or filter key (robomimic)."
+    image_size: int | None = None
+    "Pictures become squares of so many pixels; by default they stay as they are."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +52,7 @@ def to_episode(
     instruction: str,
     number: int,
     path: Path,
+    views: tuple[str, ...] = ONE_VIEW,
 ) -> Episode:
     """An episode of another program, which has as many frames as rows (L = R) or one more (the last one).
 
@@ -72,4 +76,5 @@ def to_episode(
         start=-1,
         episode_id=number,
         policy="unknown",
+        views=views,
     )

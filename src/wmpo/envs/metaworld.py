@@ -17,13 +17,14 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from wmpo.envs.disrupt import NONE, Disruption, out_of_range
-from wmpo.envs.simulator import CameraConfig, check_image_size, choose_gl, draw, make_renderer
+from wmpo.envs.simulator import CameraConfig, check_cameras, check_image_size, choose_gl, draw, make_renderer
 from wmpo.envs.workspace import Workspace
+from wmpo.types import ONE_VIEW
 
 
 @dataclass(frozen=True, kw_only=True)
 class MetaWorldConfig:
-    """A Meta-World task seen through one camera."""
+    """A Meta-World task seen through one camera or several."""
 
     task: str = "drawer-open-v3"
     "Name of a Meta-World v3 task."
@@ -32,6 +33,12 @@ class MetaWorldConfig:
     action_repeat: int = 4
     "Simulator steps (80 Hz) for which one action is held."
     camera: CameraConfig = field(default_factory=CameraConfig)
+    more_cameras: tuple[str, ...] = ()
+    "Further ones, in this order: topview, corner, corner2, corner3, corner4, behindGripper, gripperPOV."
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return (*ONE_VIEW, *self.more_cameras)
 
     @property
     def action_dim(self) -> int:
@@ -68,8 +75,13 @@ class MetaWorldConfig:
         """Raises ValueError with the nearest names for an unknown task, and for sizes that cannot be rendered."""
         check_task(self.task)
         check_image_size(self.image_size)
+        check_cameras(self.more_cameras, CAMERAS)
         if self.action_repeat < 1:
             raise ValueError(f"env.action_repeat must be at least 1, not {self.action_repeat}")
+
+
+CAMERAS = ("topview", "corner", "corner2", "corner3", "corner4", "behindGripper", "gripperPOV")
+"""Those that every task of Meta-World has."""
 
 
 def all_tasks() -> list[str]:
@@ -179,7 +191,6 @@ class MetaWorldSim:
         self._obs = state.obs.copy()
 
     def render(self, disruption: Disruption = NONE) -> UInt8[np.ndarray, "h w 3"]:
-        """The camera's picture."""
         if self._renderer is None:
             self._renderer = make_renderer(self.env.model, self.config.image_size)
         return draw(self._renderer, self.env.model, self.env.data, self.config, disruption)

@@ -26,8 +26,9 @@ from jaxtyping import Float, UInt8
 
 from wmpo.envs.disrupt import NONE, Disruption, beyond_range
 from wmpo.envs.robosuite_experts import EXPERTS, Expert
-from wmpo.envs.simulator import CameraConfig, check_image_size, choose_gl, draw, make_renderer
+from wmpo.envs.simulator import CameraConfig, check_cameras, check_image_size, choose_gl, draw, make_renderer
 from wmpo.envs.workspace import Workspace
+from wmpo.types import ONE_VIEW
 
 SENTENCES = {
     "Square": "put the square nut on the peg",
@@ -42,7 +43,7 @@ MIMICGEN_ONLY = ("Coffee",)
 
 @dataclass(frozen=True, kw_only=True)
 class RobosuiteConfig:
-    """A robosuite task seen through one camera."""
+    """A robosuite task seen through one camera or several."""
 
     task: str = "Square"
     "Square, StackThree or ThreePieceAssembly; with --env.mimicgen-path also Coffee."
@@ -51,8 +52,14 @@ class RobosuiteConfig:
     camera: CameraConfig = field(
         default_factory=lambda: CameraConfig(azimuth=180.0, elevation=-40.0, distance=0.9, lookat=(-0.04, 0.06, 0.9))
     )
+    more_cameras: tuple[str, ...] = ()
+    "Further ones, in this order: frontview, birdview, agentview, sideview, robot0_robotview, robot0_eye_in_hand."
     mimicgen_path: str = ""
     "A checkout of github.com/NVlabs/mimicgen: its class of the task plays (D0) instead of ours."
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return (*ONE_VIEW, *self.more_cameras)
 
     @property
     def action_dim(self) -> int:
@@ -86,12 +93,15 @@ class RobosuiteConfig:
             near = difflib.get_close_matches(self.task, SENTENCES, n=2, cutoff=0.3) or list(SENTENCES)
             raise ValueError(f"unknown robosuite task {self.task!r}; did you mean {' or '.join(near)}?")
         check_image_size(self.image_size)
+        check_cameras(self.more_cameras, CAMERAS)
         if self.mimicgen_path:
             check_checkout(Path(self.mimicgen_path))
         elif self.task in MIMICGEN_ONLY:
             raise ValueError(f"task {self.task} exists in MimicGen only: --env.mimicgen-path CHECKOUT. {MIMICGEN}")
 
 
+CAMERAS = ("frontview", "birdview", "agentview", "sideview", "robot0_robotview", "robot0_eye_in_hand")
+"""Those that every arena of robosuite and its Panda have."""
 RATE = 20
 """Actions per second."""
 TRAVEL = 0.05
@@ -264,7 +274,7 @@ class RobosuiteSim:
         mujoco.mj_forward(self._model, self._data)
 
     def render(self, disruption: Disruption = NONE) -> UInt8[np.ndarray, "h w 3"]:
-        """The camera's picture, without collision shapes and sites."""
+        """Without collision shapes and sites."""
         if self._renderer is None:
             self._renderer = make_renderer(self._model, self.config.image_size)
         option = self._mujoco.MjvOption()

@@ -57,7 +57,8 @@ class Simulator(Protocol):
 
     def restore(self, state: Any) -> None: ...
 
-    def render(self, disruption: Disruption = NONE) -> UInt8[np.ndarray, "h w 3"]: ...
+    def render(self, disruption: Disruption = NONE) -> UInt8[np.ndarray, "h w 3"]:
+        """The pictures of all cameras side by side."""
 
     def close(self) -> None: ...
 
@@ -73,6 +74,11 @@ class SimulatorConfig(Protocol):
 
     @property
     def camera(self) -> CameraConfig: ...
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Names of the cameras, whose pictures stand side by side in a frame: ``camera`` is ``main``, the others are
+        the simulator's own."""
 
     @property
     def action_dim(self) -> int:
@@ -103,6 +109,14 @@ def check_image_size(size: int) -> None:
         raise ValueError(f"env.image_size must be a multiple of 16 in 16..512, not {size}")
 
 
+def check_cameras(chosen: tuple[str, ...], known: tuple[str, ...]) -> None:
+    if len(set(chosen)) < len(chosen) or not set(chosen) <= set(known):
+        raise ValueError(
+            f"env.more_cameras {' '.join(chosen)} must be different ones of {', '.join(known)}; that of env.camera is "
+            "there anyway"
+        )
+
+
 def choose_gl() -> None:
     """Asks MuJoCo for off-screen rendering, unless the user chose a backend. Must run before mujoco is imported."""
     if "MUJOCO_GL" not in os.environ and "mujoco" not in sys.modules and sys.platform == "linux":
@@ -131,8 +145,8 @@ def make_renderer(model: Any, image_size: int) -> Any:
 def draw(
     renderer: Any, model: Any, data: Any, config: SimulatorConfig, disruption: Disruption, option: Any = None
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The camera's picture, drawn at twice the size and averaged (anti-aliasing). The stock settings draw 4096-pixel
-    shadow maps, which is what makes MuJoCo slow in software."""
+    """The cameras' pictures, drawn at twice the size and averaged (anti-aliasing). The stock settings draw 4096-pixel
+    shadow maps, which is what makes MuJoCo slow in software. A disruption moves the main camera only."""
     from mujoco import MjvCamera, mjtCamera, mjtRndFlag
 
     camera, view = config.camera, MjvCamera()
@@ -140,13 +154,16 @@ def draw(
     view.type = mjtCamera.mjCAMERA_FREE
     view.azimuth, view.elevation, view.distance = camera.azimuth + turn, camera.elevation, camera.distance
     view.lookat[:] = camera.lookat + shift
-    renderer.update_scene(data, camera=view, scene_option=option)
-    redraw(disruption, model, renderer.scene)
-    for flag in (mjtRndFlag.mjRND_SHADOW, mjtRndFlag.mjRND_REFLECTION, mjtRndFlag.mjRND_SKYBOX):
-        renderer.scene.flags[flag] = 0
-    size = config.image_size
-    big = renderer.render().reshape(size, 2, size, 2, 3)
-    return np.rint(big.mean(axis=(1, 3), dtype=np.float32)).astype(np.uint8)
+    pictures = []
+    for seen in (view, *config.views[1:]):
+        renderer.update_scene(data, camera=seen, scene_option=option)
+        redraw(disruption, model, renderer.scene)
+        for flag in (mjtRndFlag.mjRND_SHADOW, mjtRndFlag.mjRND_REFLECTION, mjtRndFlag.mjRND_SKYBOX):
+            renderer.scene.flags[flag] = 0
+        size = config.image_size
+        big = renderer.render().reshape(size, 2, size, 2, 3)
+        pictures.append(np.rint(big.mean(axis=(1, 3), dtype=np.float32)).astype(np.uint8))
+    return np.concatenate(pictures, axis=1)
 
 
 def expert_episode(

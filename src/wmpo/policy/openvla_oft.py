@@ -1,8 +1,8 @@
 """OpenVLA-OFT with discrete bins, the paper's policy (arXiv 2511.09515, 2502.19645), from a local Hugging Face folder.
 
-One 224 px camera and a sentence to the logits of all K * A action tokens in one forward pass; no proprioception, no
-continuous head. :mod:`wmpo.policy.prismatic` maps the published weights, so that neither remote code nor ``timm`` nor
-``torchvision`` is needed.
+One 224 px picture a camera and a sentence to the logits of all K * A action tokens in one forward pass; no
+proprioception, no continuous head. :mod:`wmpo.policy.prismatic` maps the published weights, so that neither remote code
+nor ``timm`` nor ``torchvision`` is needed.
 
 Differs from the published code in how frames of another size get to 224 px: bicubic with antialiasing, as its image
 processor does, and without the JPEG round trip and the Lanczos filter of its simulator scripts.
@@ -22,10 +22,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from wmpo.hf import WeightFolder, libraries
-from wmpo.nn import best_device
+from wmpo.nn import best_device, cut_frames
 from wmpo.policy import prismatic
 from wmpo.policy.codec import VocabularyCodec
-from wmpo.types import Observation
+from wmpo.types import ONE_VIEW, Observation
 
 PROMPT = "In: What action should the robot take to {}?\nOut:"
 CROP = 0.9**0.5
@@ -74,18 +74,19 @@ class OpenVLAOFTConfig:
         """Raises ValueError, naming folder and fix, before anything is played, when weights are missing or foreign."""
         read_settings(WeightFolder(self.folder))
 
-    def fit(self, actions: Float[Tensor, "S A"], image_size: int) -> OpenVLAOFT:
+    def fit(self, actions: Float[Tensor, "S A"], image_size: int, views: tuple[str, ...] = ONE_VIEW) -> OpenVLAOFT:
         """The checkpoint, for actions such as the recorded ones or, if it is fine-tuned, for those of its own."""
         if self.fine_tuned:
-            return self.build()
+            return self.build(views=views)
         bins = read_settings(WeightFolder(self.folder))["n_action_bins"]
-        return self.build(VocabularyCodec.fit(actions, self.chunk_size, bins))
+        return self.build(VocabularyCodec.fit(actions, self.chunk_size, bins), views)
 
     def restore(self, about: dict[str, Any]) -> OpenVLAOFT:
         """The checkpoint with the codec of a policy that was trained from it."""
-        return self.build(VocabularyCodec.restore(about["codec"]))
+        views = tuple(about.get("views", ONE_VIEW))  # older files have one
+        return self.build(VocabularyCodec.restore(about["codec"]), views)
 
-    def build(self, codec: VocabularyCodec | None = None) -> OpenVLAOFT:
+    def build(self, codec: VocabularyCodec | None = None, views: tuple[str, ...] = ONE_VIEW) -> OpenVLAOFT:
         """Reads the folder. Raises ValueError that names the file and the fix if something is missing or foreign."""
         self.validate()
         folder = WeightFolder(self.folder)
@@ -99,7 +100,8 @@ class OpenVLAOFTConfig:
         if self.gradient_checkpointing:
             net.llama.activation_checkpointing_enable({"use_reentrant": False})
         end = settings["text_config"]["vocab_size"] - settings["pad_to_multiple_of"]
-        return OpenVLAOFT(self, net, codec, pictures, text, slice(end - codec.num_bins, end)).to(best_device()).eval()
+        vocabulary = slice(end - codec.num_bins, end)
+        return OpenVLAOFT(self, net, codec, pictures, text, vocabulary, views).to(best_device()).eval()
 
 
 def read_settings(folder: WeightFolder) -> dict[str, Any]:
@@ -249,14 +251,16 @@ class OpenVLAOFT(nn.Module):
         pictures: PictureSettings,
         text: PromptReader,
         vocabulary: slice,
+        views: tuple[str, ...] = ONE_VIEW,
     ) -> None:
         super().__init__()
+        self.views = views
         self.config, self.net, self.codec, self.vocabulary = config, net, codec, vocabulary
         self._pictures, self._text, self.image_size = pictures, text, pictures.size
 
     def about(self) -> dict[str, Any]:
         """What ``restore`` needs, as JSON."""
-        return {"config": asdict(self.config), "codec": asdict(self.codec)}
+        return {"config": asdict(self.config), "codec": asdict(self.codec), "views": self.views}
 
     def settle(self) -> OpenVLAOFT:
         """Makes low-rank updates part of the weights, and begins those of improvement; in place."""
@@ -272,18 +276,20 @@ class OpenVLAOFT(nn.Module):
         return self
 
     def prepare(self, observation: Observation) -> Mapping[str, Tensor]:
-        """Tensors for ``__call__``: pixels [B, 6, s, s], prompt ids and their mask [B, L], padded at the front."""
+        """Tensors for ``__call__``: pixels [B, 6V, s, s], those of each of V cameras in turn as the published code has
+        them, prompt ids and their mask [B, L], padded at the front. Raises ValueError for frames that do not divide."""
         device = self.net.projector.fc1.bias.device
         read = {text: self._text.read(text) for text in set(observation.instruction)}
         length = max(len(ids) for ids in read.values())
         rows = [[0] * (length - len(ids)) + ids for ids in (read[text] for text in observation.instruction)]
         count = torch.tensor([len(read[text]) for text in observation.instruction])
-        pixels = self._pictures.pixels(observation.frame.to(device), self.config.center_crop)
+        views = cut_frames(observation.frame.to(device), self.views)
+        pixels = torch.cat([self._pictures.pixels(view, self.config.center_crop) for view in views], dim=1)
         mask = torch.arange(length) >= length - count.unsqueeze(1)
         return {"pixels": pixels, "ids": torch.tensor(rows, device=device), "mask": mask.to(device)}
 
     def forward(
-        self, pixels: Float[Tensor, "B 6 s s"], ids: Int[Tensor, "B L"], mask: Tensor
+        self, pixels: Float[Tensor, "B c s s"], ids: Int[Tensor, "B L"], mask: Tensor
     ) -> Float[Tensor, "B N V"]:
         """Logits of the bins in the order of the vocabulary (:class:`VocabularyCodec`)."""
         return self.net(pixels, ids, mask, self.codec.num_tokens, self.vocabulary).float()

@@ -106,12 +106,13 @@ class Prismatic(nn.Module):
         widths = dino.config.hidden_size, siglip.config.hidden_size
         self.projector = Projector(sum(widths), llama.config.hidden_size)
 
-    def features(self, pixels: Float[Tensor, "B 6 h w"]) -> Float[Tensor, "B P D"]:
-        """Patch features of both towers, side by side."""
-        first, second = pixels.chunk(2, dim=1)
+    def features(self, pixels: Float[Tensor, "B c h w"]) -> Float[Tensor, "B P D"]:
+        """Patch features of both towers, side by side; those of several cameras follow each other."""
+        first, second = pixels.unflatten(1, (-1, 6)).flatten(0, 1).chunk(2, dim=1)
         dino, siglip = self.dino, self.siglip
         seen = dino.encoder(dino.embeddings(first)).last_hidden_state[:, 1 + dino.config.num_register_tokens :]
-        return torch.cat([seen, siglip.encoder(inputs_embeds=siglip.embeddings(second)).last_hidden_state], dim=2)
+        both = torch.cat([seen, siglip.encoder(inputs_embeds=siglip.embeddings(second)).last_hidden_state], dim=2)
+        return both.unflatten(0, (len(pixels), -1)).flatten(1, 2)
 
     def forward(
         self, pixels: Tensor, ids: Int[Tensor, "B L"], mask: Bool[Tensor, "B L"], num_tokens: int, vocabulary: slice

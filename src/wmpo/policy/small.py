@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from wmpo.nn import Block, ResidualConv, best_device, to_unit
+from wmpo.nn import Block, ResidualConv, best_device, check_frames, to_unit
 from wmpo.policy.codec import ActionCodec, PathCodec
-from wmpo.types import Observation
+from wmpo.types import ONE_VIEW, Observation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,16 +46,17 @@ class SmallPolicyConfig(TrunkConfig):
     num_bins: int = 41
     "Bins of one action token."
 
-    def build(self, codec: ActionCodec, image_size: int) -> SmallPolicy:
-        return SmallPolicy(self, codec, image_size).to(best_device())
+    def build(self, codec: ActionCodec, image_size: int, views: tuple[str, ...] = ONE_VIEW) -> SmallPolicy:
+        return SmallPolicy(self, codec, image_size, views).to(best_device())
 
-    def fit(self, actions: Float[Tensor, "S A"], image_size: int) -> SmallPolicy:
+    def fit(self, actions: Float[Tensor, "S A"], image_size: int, views: tuple[str, ...] = ONE_VIEW) -> SmallPolicy:
         """An untrained policy for actions such as the recorded ones."""
-        return self.build(ActionCodec.fit(actions, self.chunk_size, self.num_bins), image_size)
+        return self.build(ActionCodec.fit(actions, self.chunk_size, self.num_bins), image_size, views)
 
     def restore(self, about: dict[str, Any]) -> SmallPolicy:
         """An untrained policy as another one's ``about()`` says."""
-        return self.build(ActionCodec.restore(about["codec"]), about["image_size"])
+        views = tuple(about.get("views", ONE_VIEW))  # older files have one
+        return self.build(ActionCodec.restore(about["codec"]), about["image_size"], views)
 
 
 class TextEncoder(nn.Module):
@@ -94,11 +95,11 @@ class Trunk(nn.Module):
     config: TrunkConfig
     codec: ActionCodec | PathCodec
 
-    def __init__(self, sizes: TrunkConfig, *, num_queries: int, image_size: int) -> None:
+    def __init__(self, sizes: TrunkConfig, *, num_queries: int, image_size: int, views: tuple[str, ...]) -> None:
         super().__init__()
         dim, num_heads = sizes.dim, sizes.num_heads
         half, grid = dim // 2, image_size // 16
-        self.image_size = image_size
+        self.image_size, self.views = image_size, views
         self.stem = nn.Sequential(
             nn.PixelUnshuffle(4),  # large convolutions at a high resolution would cost more than all the rest
             nn.Conv2d(48, half, 3, padding=1),
@@ -108,7 +109,7 @@ class Trunk(nn.Module):
             nn.Conv2d(half, dim, 3, stride=2, padding=1),
             ResidualConv(dim),
         )
-        self.position = nn.Parameter(0.02 * torch.randn(grid * grid, dim))
+        self.position = nn.Parameter(0.02 * torch.randn(grid * grid * len(views), dim))
         self.text = TextEncoder(dim, num_heads)
         self.queries = nn.Parameter(0.02 * torch.randn(num_queries, dim))
         self.blocks = nn.ModuleList(Block(dim, num_heads) for _ in range(sizes.depth))
@@ -116,19 +117,20 @@ class Trunk(nn.Module):
 
     def about(self) -> dict[str, Any]:
         """What ``restore`` needs, as JSON."""
-        return {"config": asdict(self.config), "codec": asdict(self.codec), "image_size": self.image_size}
+        return {
+            "config": asdict(self.config), "codec": asdict(self.codec), "image_size": self.image_size,
+            "views": self.views,
+        }  # fmt: skip
 
     def prepare(self, observation: Observation) -> Mapping[str, Tensor]:
         """Tensors for ``__call__``; raises ValueError for frames of another size."""
-        height, width = observation.frame.shape[1:3]
-        if (height, width) != (self.image_size, self.image_size):
-            raise ValueError(f"frames are {height}x{width}, but this policy was built for {self.image_size} px")
+        check_frames(observation.frame, self.image_size, self.views, "policy")
         device = self.norm.weight.device
         return {"frame": observation.frame.to(device), "text": TextEncoder.encode(observation.instruction).to(device)}
 
     def read(self, frame: UInt8[Tensor, "B h w 3"], text: Tensor) -> Float[Tensor, "B Q D"]:
         image = to_unit(frame).contiguous(memory_format=torch.channels_last)
-        visual = self.stem(image).flatten(2).transpose(1, 2) + self.position  # (B, grid * grid, D)
+        visual = self.stem(image).flatten(2).transpose(1, 2) + self.position  # (B, cells, D)
         queries = self.queries.expand(len(frame), -1, -1)
         x = torch.cat([visual, self.text(text), queries], dim=1)
         for block in self.blocks:
@@ -142,10 +144,12 @@ class SmallPolicy(Trunk):
     config: SmallPolicyConfig
     codec: ActionCodec
 
-    def __init__(self, config: SmallPolicyConfig, codec: ActionCodec, image_size: int) -> None:
+    def __init__(
+        self, config: SmallPolicyConfig, codec: ActionCodec, image_size: int, views: tuple[str, ...] = ONE_VIEW
+    ) -> None:
         if codec.chunk_size != config.chunk_size or codec.num_bins != config.num_bins:
             raise ValueError(f"codec {codec} does not fit policy {config}")
-        super().__init__(config, num_queries=codec.num_tokens, image_size=image_size)
+        super().__init__(config, num_queries=codec.num_tokens, image_size=image_size, views=views)
         self.config, self.codec = config, codec
         self.head = nn.Linear(config.dim, config.num_bins)
 

@@ -18,6 +18,7 @@ from wmpo.denoising import DenoisingConfig, PathLikelihood
 from wmpo.nn import best_device
 from wmpo.policy.codec import PathCodec
 from wmpo.policy.small import Trunk, TrunkConfig
+from wmpo.types import ONE_VIEW
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,18 +35,19 @@ class SmallFlowPolicyConfig(TrunkConfig):
         super().validate()
         self.denoising.validate()
 
-    def fit(self, actions: Float[Tensor, "S A"], image_size: int) -> SmallFlowPolicy:
+    def fit(self, actions: Float[Tensor, "S A"], image_size: int, views: tuple[str, ...] = ONE_VIEW) -> SmallFlowPolicy:
         """An untrained policy for actions such as the recorded ones."""
-        return self.build(PathCodec.fit(actions, self.chunk_size), image_size)
+        return self.build(PathCodec.fit(actions, self.chunk_size), image_size, views)
 
     def restore(self, about: dict[str, Any]) -> SmallFlowPolicy:
         """An untrained policy as another one's ``about()`` says."""
-        return self.build(PathCodec.restore(about["codec"]), about["image_size"])
+        views = tuple(about.get("views", ONE_VIEW))  # older files have one
+        return self.build(PathCodec.restore(about["codec"]), about["image_size"], views)
 
-    def build(self, codec: PathCodec, image_size: int) -> SmallFlowPolicy:
+    def build(self, codec: PathCodec, image_size: int, views: tuple[str, ...] = ONE_VIEW) -> SmallFlowPolicy:
         """Raises ValueError for a codec of another chunk size, or values without a meaning."""
         self.denoising.validate()
-        return SmallFlowPolicy(self, codec, image_size).to(best_device())
+        return SmallFlowPolicy(self, codec, image_size, views).to(best_device())
 
 
 class Velocity(nn.Module):
@@ -78,10 +80,12 @@ class SmallFlowPolicy(Trunk):
     config: SmallFlowPolicyConfig
     codec: PathCodec
 
-    def __init__(self, config: SmallFlowPolicyConfig, codec: PathCodec, image_size: int) -> None:
+    def __init__(
+        self, config: SmallFlowPolicyConfig, codec: PathCodec, image_size: int, views: tuple[str, ...] = ONE_VIEW
+    ) -> None:
         if codec.chunk_size != config.chunk_size:
             raise ValueError(f"codec {codec} does not fit policy {config}")
-        super().__init__(config, num_queries=config.chunk_size, image_size=image_size)
+        super().__init__(config, num_queries=config.chunk_size, image_size=image_size, views=views)
         self.config, self.codec = config, codec
         self.field = Velocity(config.chunk_size * config.dim, codec.num_tokens, config.hidden)
 

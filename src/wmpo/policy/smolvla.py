@@ -1,11 +1,13 @@
 """SmolVLA, a flow-matching policy (arXiv 2506.01844), from a local folder in LeRobot's format (lerobot/smolvla_base).
 
-One picture and a sentence to a chunk of continuous actions in ten denoising steps; GRPO and cloning learn it through
-:mod:`wmpo.denoising`. Only the vision tower is built by ``transformers``; neither LeRobot nor torchvision is needed.
+One picture a camera and a sentence to a chunk of continuous actions in ten denoising steps; GRPO and cloning learn it
+through :mod:`wmpo.denoising`. Only the vision tower is built by ``transformers``; neither LeRobot nor torchvision is
+needed.
 
-Differs from the published code: the robot's state is always its mean (a world model imagines none); there is one
-camera; only the chunk's first K actions are denoised, which changes none of them, as actions are causal; numbers that
-pad actions to the network's width stay zero on the way, where the published sampler lets untrained outputs move them.
+Differs from the published code: the robot's state is always its mean (a world model imagines none); cameras come in the
+run's order, whatever the checkpoint calls its own; only the chunk's first K actions are denoised, which changes none of
+them, as actions are causal; numbers that pad actions to the network's width stay zero on the way, where the published
+sampler lets untrained outputs move them.
 """
 
 from __future__ import annotations
@@ -24,10 +26,10 @@ from torch import Tensor, nn
 from wmpo.checkpoint import write_json
 from wmpo.denoising import DenoisingConfig, PathLikelihood
 from wmpo.hf import WeightFolder, libraries
-from wmpo.nn import best_device
+from wmpo.nn import best_device, cut_frames
 from wmpo.policy import smolvlm_expert
 from wmpo.policy.codec import PathCodec
-from wmpo.types import Observation
+from wmpo.types import ONE_VIEW, Observation
 
 STATISTICS = "policy_postprocessor.json"
 _OLDER = "unnormalize_outputs.buffer_action."
@@ -61,15 +63,15 @@ class SmolVLAConfig:
         content = read_settings(WeightFolder(self.folder), self.chunk_size)
         read_backbone(Path(self.backbone).expanduser(), content)
 
-    def fit(self, actions: Float[Tensor, "S A"], image_size: int) -> SmolVLA:
+    def fit(self, actions: Float[Tensor, "S A"], image_size: int, views: tuple[str, ...] = ONE_VIEW) -> SmolVLA:
         """The checkpoint, for actions such as the recorded ones or, if it is fine-tuned, for those of its own."""
-        return self.build(None if self.fine_tuned else PathCodec.fit(actions, self.chunk_size))
+        return self.build(None if self.fine_tuned else PathCodec.fit(actions, self.chunk_size), views)
 
     def restore(self, about: dict[str, Any]) -> SmolVLA:
         """The checkpoint with the codec of a policy that was trained from it."""
-        return self.build(PathCodec.restore(about["codec"]))
+        return self.build(PathCodec.restore(about["codec"]), tuple(about.get("views", ONE_VIEW)))  # older files: one
 
-    def build(self, codec: PathCodec | None = None) -> SmolVLA:
+    def build(self, codec: PathCodec | None = None, views: tuple[str, ...] = ONE_VIEW) -> SmolVLA:
         """Reads the folders. ``codec`` is that of other demonstrations; None: the checkpoint's own statistics.
 
         Raises ValueError that names the file and the fix if something is missing or foreign.
@@ -88,7 +90,8 @@ class SmolVLAConfig:
                 part.requires_grad_(False)
         text = SentenceReader(Path(self.backbone).expanduser(), content.get("tokenizer_max_length", 48))
         size = content.get("resize_imgs_with_padding")
-        return SmolVLA(self, net, codec, text, (size[0], size[1]) if size else None).to(best_device()).eval()
+        picture_size = (size[0], size[1]) if size else None
+        return SmolVLA(self, net, codec, text, picture_size, views).to(best_device()).eval()
 
 
 def read_settings(folder: WeightFolder, chunk_size: int) -> dict[str, Any]:
@@ -207,32 +210,36 @@ class SmolVLA(nn.Module):
         codec: PathCodec,
         text: SentenceReader,
         picture_size: tuple[int, int] | None,
+        views: tuple[str, ...] = ONE_VIEW,
     ) -> None:
         super().__init__()
+        self.views = views
         self.config, self.net, self.codec = config, net, codec
         self._text, self._picture_size = text, picture_size
         self.image_size = picture_size[0] if picture_size else net.vision.config.image_size
 
     def about(self) -> dict[str, Any]:
         """What ``restore`` needs, as JSON."""
-        return {"config": asdict(self.config), "codec": asdict(self.codec)}
+        return {"config": asdict(self.config), "codec": asdict(self.codec), "views": self.views}
 
     @property
     def likelihood(self) -> PathLikelihood:
         return PathLikelihood(self, self.config.denoising)
 
     def prepare(self, observation: Observation) -> Mapping[str, Tensor]:
-        """Tensors for ``__call__``: pixels [B, 3, y, x], ids and their mask [B, L], padded at the end."""
+        """Tensors for ``__call__``: pixels [B, 3V, y, x] of V cameras, ids and their mask [B, L], padded at the end.
+        Raises ValueError for frames that do not divide."""
         device = self.net.action_in_proj.weight.device
         read = {text: self._text.read(text) for text in set(observation.instruction)}
         rows = [read[text] for text in observation.instruction]
         length = max(len(ids) for ids in rows)
         ids = torch.tensor([row + [0] * (length - len(row)) for row in rows], device=device)
         mask = torch.arange(length) < torch.tensor([[len(row)] for row in rows])
-        pixels = fit_pictures(observation.frame.to(device), self._picture_size)
+        views = cut_frames(observation.frame.to(device), self.views)
+        pixels = torch.cat([fit_pictures(view, self._picture_size) for view in views], dim=1)
         return {"pixels": pixels, "ids": ids, "mask": mask.to(device)}
 
-    def forward(self, pixels: Float[Tensor, "B 3 y x"], ids: Int[Tensor, "B L"], mask: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, pixels: Float[Tensor, "B c y x"], ids: Int[Tensor, "B L"], mask: Tensor) -> tuple[Tensor, Tensor]:
         """What the expert needs of an observation. The state is zero, its mean."""
         return self.net.read(pixels, ids, mask, pixels.new_zeros(len(pixels), self.net.state_dim))
 

@@ -182,13 +182,16 @@ class SmolVLANet(nn.Module):
 
     def read(
         self,
-        pixels: Float[Tensor, "B 3 y x"],
+        pixels: Float[Tensor, "B c y x"],
         ids: Int[Tensor, "B L"],
         mask: Bool[Tensor, "B L"],
         state: Float[Tensor, "B E"],
     ) -> tuple[Float[Tensor, "B X P 2 H d"], Bool[Tensor, "B P"]]:
-        """Keys and values of all P tokens in the X layers, and which tokens there are."""
-        picture = self.connector(self.vision(pixel_values=pixels).last_hidden_state)
+        """Keys and values of all P tokens in the X layers, and which tokens there are. The pictures of V cameras come
+        one after the other, before the sentence."""
+        single = pixels.unflatten(1, (-1, 3)).flatten(0, 1)
+        picture = self.connector(self.vision(pixel_values=single).last_hidden_state)
+        picture = picture.unflatten(0, (len(pixels), -1)).flatten(1, 2)
         words = self.embed(ids)
         x = torch.cat([picture * picture.shape[-1] ** 0.5, words * words.shape[-1] ** 0.5], dim=1)
         x = torch.cat([x, self.state_proj(state).unsqueeze(1).to(x.dtype)], dim=1)

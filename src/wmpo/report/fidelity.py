@@ -67,6 +67,8 @@ def _outcomes(found: Mapping[str, Any]) -> str:
 
 def _policies(found: Mapping[str, Any]) -> str:
     """Real against imagined success; a point for each policy and decoding."""
+    if not found["policies"]:
+        return "<p class=empty>Policies could not be played, as this run has no simulator.</p>"
     points = [(_rate(p["real"]), _rate(p["imagined"])) for p in found["policies"]]
     calibrated = found.get("calibrated") or [None] * len(points)
     rows = [

@@ -10,6 +10,10 @@ from wmpo.report import plots
 from wmpo.report.page import between, duration, esc, number, percent, signed, tiles
 from wmpo.report.reading import Run
 
+UNPLAYED = (
+    "Real success was not measured, as this run knows its robot from recorded episodes only; the robot tells: "
+    "<code>wmpo robot deploy SETUP.py --policy RUN --to FOLDER</code>"
+)
 ROSY = 0.2  # imagined success this far above the real one is called too optimistic
 
 
@@ -47,12 +51,11 @@ def _facts(run: Run) -> str:
 def _progress(run: Run) -> str:
     steps = "".join(f"<li class={'done' if done else 'open'}>{'✓ ' * done}{stage}</li>" for stage, done in run.todo)
     following = next((stage for stage, done in run.todo if not done), "evaluate")
+    says = f"This run is not finished, so it has no result yet. Next: <code>{esc(run.command(following))}</code>"
+    if run.only_recorded and all(done for _, done in run.todo):
+        says = UNPLAYED
     count = f"{sum(done for _, done in run.todo)} of {len(run.todo)} <s>stages</s>"
-    return (
-        f"<div class=big>{count}</div><ul class=steps>{steps}</ul>"
-        "<p class='say unsure'>This run is not finished, so it has no result yet. "
-        f"Next: <code>{esc(run.command(following))}</code></p>"
-    )
+    return f"<div class=big>{count}</div><ul class=steps>{steps}</ul><p class='say unsure'>{says}</p>"
 
 
 def verdict(results: Mapping[str, Any]) -> tuple[str, str]:

@@ -59,7 +59,13 @@ class Run:
         for number, done in enumerate(self.rounds, start=1):
             stages = STAGES[2:-1] if number == 1 else REPEATED
             found += [(f"{stage} {number}" if len(self.rounds) > 1 else stage, stage in done) for stage in stages]
-        return [*found, ("evaluate", "evaluate" in self.stages)]
+        return found if self.only_recorded else [*found, ("evaluate", "evaluate" in self.stages)]
+
+    @property
+    def only_recorded(self) -> bool:
+        """Whether there is no simulator in which the run's policies could be evaluated."""
+        env = (self.config.get("config") or {}).get("env")
+        return isinstance(env, dict) and env.get("kind") == "RecordedConfig"
 
     def setting(self, name: str) -> Any:
         """The first value of that name anywhere in the nested config."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from wmpo.report import disruptions, fidelity, page, plots
-from wmpo.report.headline import headline, trust
+from wmpo.report.headline import UNPLAYED, headline, trust
 from wmpo.report.page import between, cell, duration, esc, number, percent, signed, table, tiles
 from wmpo.report.reading import REPEATED, Run, read_run
 
@@ -64,6 +64,8 @@ def sections(run: Run, wanted: Container[str] | None = None) -> list[tuple[str, 
 
 def _missing(run: Run, stage: str) -> str:
     """What a section says before its stage is complete."""
+    if stage == "evaluate" and run.only_recorded:
+        return f"<p class=empty>{UNPLAYED}</p>"
     state = "has begun but is not complete" if run.metrics[stage] else "has not run yet"
     return f"<p class=empty>Stage <b>{stage}</b> {state}. This makes it: <code>{esc(run.command(stage))}</code></p>"
 

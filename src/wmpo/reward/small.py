@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from wmpo.nn import ResidualConv, autocast, best_device, to_unit
+from wmpo.nn import ResidualConv, autocast, best_device, check_frames, to_unit
+from wmpo.types import ONE_VIEW
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,12 +24,12 @@ class SmallRewardConfig:
     dropout: float = 0.2
     "Dropout before the head."
 
-    def build(self, image_size: int) -> SmallReward:
-        return SmallReward(self, image_size).to(best_device())
+    def build(self, image_size: int, views: tuple[str, ...] = ONE_VIEW) -> SmallReward:
+        return SmallReward(self, image_size, views).to(best_device())
 
     def restore(self, about: dict[str, Any]) -> SmallReward:
         """An untrained classifier with the threshold of another one."""
-        model = self.build(about["image_size"])
+        model = self.build(about["image_size"], tuple(about.get("views", ONE_VIEW)))  # older files have one
         model.threshold = about["threshold"]
         return model
 
@@ -36,8 +37,9 @@ class SmallRewardConfig:
 class SmallReward(nn.Module):
     """A :class:`wmpo.protocols.RewardModel`. Calibration sets ``threshold`` (a logit); it is saved with the weights."""
 
-    def __init__(self, config: SmallRewardConfig, image_size: int) -> None:
+    def __init__(self, config: SmallRewardConfig, image_size: int, views: tuple[str, ...] = ONE_VIEW) -> None:
         super().__init__()
+        self.views = views
         self.config, self.window, self.image_size, self.threshold = config, config.window, image_size, 0.0
         c = config.channels
         self.net = nn.Sequential(
@@ -50,7 +52,7 @@ class SmallReward(nn.Module):
             nn.SiLU(),
             nn.Flatten(),
             nn.Dropout(config.dropout),
-            nn.Linear(2 * c * (image_size // 16) ** 2, 128),
+            nn.Linear(2 * c * (image_size // 16) ** 2 * len(views), 128),
             nn.SiLU(),
             nn.Dropout(config.dropout),
             nn.Linear(128, 1),
@@ -59,10 +61,14 @@ class SmallReward(nn.Module):
 
     def about(self) -> dict[str, Any]:
         """What ``restore`` needs, as JSON."""
-        return {"config": asdict(self.config), "image_size": self.image_size, "threshold": self.threshold}
+        return {
+            "config": asdict(self.config), "image_size": self.image_size, "views": self.views,
+            "threshold": self.threshold,
+        }  # fmt: skip
 
     def forward(self, clips: UInt8[Tensor, "M W h w 3"]) -> Float[Tensor, " M"]:
-        """Logits, on the CPU."""
+        """Logits, on the CPU. Raises ValueError for frames of another size."""
+        check_frames(clips, self.image_size, self.views, "success classifier")
         device = next(self.parameters()).device
         images = to_unit(clips.to(device)).flatten(1, 2).contiguous(memory_format=torch.channels_last)
         with autocast(device):

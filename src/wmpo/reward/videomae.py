@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from wmpo.checkpoint import write_atomic, write_json
 from wmpo.hf import WeightFolder, compare, libraries
 from wmpo.nn import autocast, best_device
+from wmpo.types import ONE_VIEW
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of the channels, as in the preprocessor of MCG-NJU/videomae-base."""
@@ -54,12 +55,13 @@ class VideoMAERewardConfig:
 
     def restore(self, about: dict[str, Any]) -> VideoMAEReward:
         """The checkpoint with the threshold of a classifier that was trained from it."""
-        model = self.build()
+        model = self.build(views=tuple(about.get("views", ONE_VIEW)))  # older files have one
         model.threshold = about["threshold"]
         return model
 
-    def build(self, image_size: int = 224) -> VideoMAEReward:
-        """Reads the folder; frames of any size are resized. Raises ValueError that names what is missing or foreign."""
+    def build(self, image_size: int = 224, views: tuple[str, ...] = ONE_VIEW) -> VideoMAEReward:
+        """Reads the folder; frames of any size are resized, those of several cameras squeezed into one square. Raises
+        ValueError that names what is missing or foreign."""
         folder = WeightFolder(self.folder)
         with libraries():
             from transformers import VideoMAEConfig, VideoMAEForVideoClassification
@@ -67,7 +69,7 @@ class VideoMAERewardConfig:
         settings = VideoMAEConfig(**content | {"num_frames": self.window, "num_labels": 2})
         net = VideoMAEForVideoClassification(settings)
         _load(net, folder)
-        model = VideoMAEReward(self, net)
+        model = VideoMAEReward(self, net, views)
         model.threshold = _threshold(folder)
         return model.to(best_device()).eval()
 
@@ -102,15 +104,16 @@ class VideoMAEReward(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: VideoMAERewardConfig, net: nn.Module) -> None:
+    def __init__(self, config: VideoMAERewardConfig, net: nn.Module, views: tuple[str, ...] = ONE_VIEW) -> None:
         super().__init__()
+        self.views = views
         self.config, self.net, self.window, self.threshold = config, net, config.window, 0.0
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
 
     def about(self) -> dict[str, Any]:
         """What ``restore`` needs, as JSON."""
-        return {"config": asdict(self.config), "threshold": self.threshold}
+        return {"config": asdict(self.config), "views": self.views, "threshold": self.threshold}
 
     def pixels(self, clips: UInt8[Tensor, "M W h w 3"]) -> Float[Tensor, "M W 3 s s"]:
         """Normalised pictures of the network's size."""

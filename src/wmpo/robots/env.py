@@ -16,7 +16,7 @@ from wmpo.data.pictures import resize
 from wmpo.envs.clock import Clock
 from wmpo.robots.protocol import Operator, Reading, RobotError, Setup, Signal
 from wmpo.robots.safety import Pace, RateKeeper, check_action, check_age, check_axes, hold, limit
-from wmpo.types import ChunkStep, Observation, Starts
+from wmpo.types import ONE_VIEW, ChunkStep, Observation, Starts
 
 SETTLING, PATIENCE = 0.5, 30
 """Seconds: how long an arm rests at home before an episode, and how long it may take to get there."""
@@ -47,7 +47,8 @@ class RobotEnv:
         setup: the robot, connected; its operator is ``operator``.
         chunk_size: K, actions in a chunk.
         max_chunks: time limit in chunks.
-        image_size: pictures become squares of so many pixels, as the policy sees them.
+        image_size: pictures become squares of so many pixels, as the policy sees them; those of several cameras stand
+            side by side.
     """
 
     def __init__(self, setup: Setup, operator: Operator, *, chunk_size: int, max_chunks: int, image_size: int) -> None:
@@ -166,6 +167,7 @@ class RobotEnv:
             start=start,
             episode_id=start,
             policy=policy,
+            views=self._robot.views,
         )
 
     def _act(self, action: Float[np.ndarray, " A"]) -> None:
@@ -185,15 +187,22 @@ class RobotEnv:
         check_age(reading, time.perf_counter(), self._setup.max_age, self._setup.speed)
         counted = np.where(self._relative, self._travelled, np.nan)
         self._here = np.where(np.isfinite(reading.position), reading.position, counted)
-        self._frames.append(resize(reading.frame[None], self._size))
+        views = [resize(view[None], self._size) for view in (reading.frame, *reading.others)]
+        self._frames.append(np.concatenate(views, axis=2))
         return reading
 
     def _seen(self, count: int) -> UInt8[Tensor, "1 F h w 3"]:
         return torch.from_numpy(np.stack(self._frames[-count:], axis=1))
 
 
-def check_policy(setup: Setup, action_dim: int) -> None:
-    """Raises RobotError when a policy has another number of actions than the robot."""
+def check_policy(setup: Setup, action_dim: int, views: tuple[str, ...] = ONE_VIEW) -> None:
+    """Raises RobotError when a policy has another number of actions than the robot, or sees other cameras."""
+    seen = setup.robot.views
+    if len(seen) != len(views) or (len(views) > 1 and seen != views):
+        raise RobotError(
+            f"the policy sees {len(views)} cameras ({', '.join(views)}), but the robot shows {', '.join(seen)}; name "
+            "the policy's in its order where the setup makes the robot"
+        )
     axes = setup.robot.axes
     if len(axes) != action_dim:
         raise RobotError(

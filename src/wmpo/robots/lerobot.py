@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from jaxtyping import Float, UInt8
 
 from wmpo.robots.protocol import Axis, Reading, RobotError, StaleFrames
 from wmpo.robots.safety import check_action, hold
+from wmpo.types import ONE_VIEW
 
 
 class LeRobotLike(Protocol):
@@ -49,18 +50,23 @@ class LeRobotRobot:
 
     Args:
         robot: an object of LeRobot, not connected yet, e.g. ``SO101Follower(SO101FollowerConfig(...))``.
-        camera: the observation that is the policy's picture.
+        camera: the observation that is the policy's picture; several names where it sees several, in its order.
         axes: one for each of the robot's actions, in the policy's order; joints or the end effector.
 
     Raises ValueError, with the names there are, for a camera, an axis or a measurement that the robot does not have.
     """
 
-    def __init__(self, robot: LeRobotLike, camera: str, axes: tuple[Axis, ...]) -> None:
-        self._robot, self._camera, self._axes = robot, camera, axes
+    def __init__(self, robot: LeRobotLike, camera: str | Sequence[str], axes: tuple[Axis, ...]) -> None:
+        self._cameras = (camera,) if isinstance(camera, str) else tuple(camera)
+        self._robot, self._axes = robot, axes
         seen, taken = robot.observation_features, robot.action_features
         cameras = [name for name, feature in seen.items() if isinstance(feature, tuple) and len(feature) == 3]
-        if camera not in cameras:
-            raise ValueError(f"the robot has no camera {camera!r}, but {cameras}; name one of these, or configure it")
+        if missing := [name for name in self._cameras if name not in cameras]:
+            raise ValueError(
+                f"the robot has no camera {missing[0]!r}, but {cameras}; name one of these, or configure it"
+            )
+        if not self._cameras or len(set(self._cameras)) < len(self._cameras):
+            raise ValueError(f"cameras {list(self._cameras)} must be one or several different ones of {cameras}")
         names = [axis.name for axis in axes]
         if sorted(names) != sorted(taken):
             raise ValueError(
@@ -71,7 +77,11 @@ class LeRobotRobot:
             raise ValueError(f"the robot does not observe {', '.join(unknown)}, but {sorted(seen)}; correct measured=")
         self._last: np.ndarray | None = None  # what was sent last
         self._here = np.full(len(axes), math.nan)
-        self._picture: tuple[bytes, float] = b"", -math.inf
+        self._pictures: dict[str, tuple[bytes, float]] = {}
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return self._cameras if len(self._cameras) > 1 else ONE_VIEW
 
     @property
     def axes(self) -> tuple[Axis, ...]:
@@ -90,34 +100,36 @@ class LeRobotRobot:
                 seen = self._robot.get_observation()
         except RobotError as error:
             if isinstance(error.__cause__, TimeoutError):  # LeRobot's cameras say so that no new picture came
-                raise StaleFrames(f"camera {self._camera!r} gave no picture; check its cable") from error
+                named = " or ".join(map(repr, self._cameras))
+                raise StaleFrames(f"camera {named} gave no picture; check its cable") from error
             raise
-        frame = self._frame(seen)
+        frame, *others = frames = [self._frame(seen, name) for name in self._cameras]
+        captured = min(self._captured(name, each) for name, each in zip(self._cameras, frames, strict=True))
         measured = [float(seen[name]) / axis.unit if name else math.nan
                     for name, axis in zip(self._measured, self._axes, strict=True)]  # fmt: skip
         self._here = np.array(measured)
-        return Reading(frame=frame, position=self._here, captured=self._captured(frame))
+        return Reading(frame=frame, others=tuple(others), position=self._here, captured=captured)
 
-    def _frame(self, seen: Mapping[str, Any]) -> UInt8[np.ndarray, "h w 3"]:
-        frame = np.asarray(seen[self._camera])
+    def _frame(self, seen: Mapping[str, Any], camera: str) -> UInt8[np.ndarray, "h w 3"]:
+        frame = np.asarray(seen[camera])
         if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
             raise RobotError(
-                f"camera {self._camera!r} gives {frame.dtype} {list(frame.shape)}, not uint8 [h, w, 3]; set its "
+                f"camera {camera!r} gives {frame.dtype} {list(frame.shape)}, not uint8 [h, w, 3]; set its "
                 "color_mode to RGB"
             )
         return frame
 
-    def _captured(self, frame: UInt8[np.ndarray, "h w 3"]) -> float:
+    def _captured(self, camera: str, frame: UInt8[np.ndarray, "h w 3"]) -> float:
         """Of the camera's own clock where it tells (perhaps of the picture after this one, as it goes on meanwhile);
         else since when this very picture is given, as real cameras never give the same one twice."""
         now = time.perf_counter()
-        stamp = getattr(getattr(self._robot, "cameras", {}).get(self._camera), "latest_timestamp", None)
+        stamp = getattr(getattr(self._robot, "cameras", {}).get(camera), "latest_timestamp", None)
         if stamp is not None:
             return float(stamp)
         content = frame.tobytes()
-        if content != self._picture[0]:
-            self._picture = content, now
-        return self._picture[1]
+        if content != self._pictures.get(camera, (b"", 0.0))[0]:
+            self._pictures[camera] = content, now
+        return self._pictures[camera][1]
 
     def send(self, action: Float[np.ndarray, "..."]) -> Float[np.ndarray, " A"]:
         check_action(self._axes, action)

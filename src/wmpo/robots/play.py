@@ -18,6 +18,7 @@ from wmpo.protocols import Policy
 from wmpo.robots.env import RobotEnv, Tally
 from wmpo.robots.protocol import Operator, RobotError, Signal, StaleFrames
 from wmpo.rollout.run import run_episodes
+from wmpo.types import ONE_VIEW
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,17 +137,18 @@ def _account(session: Session, start: int, env: RobotEnv, outcome: str, why: str
     )  # fmt: skip
 
 
-def stored(root: Path, *, fps: int, image_size: int, action_dim: int) -> int:
+def stored(root: Path, *, fps: int, image_size: int, action_dim: int, views: tuple[str, ...] = ONE_VIEW) -> int:
     """How many episodes a dataset holds. Raises ValueError, before anything is played, when others do not fit them."""
     count = num_episodes(root)
     if not count:
         return 0
     source = open_lerobot(root, Keys())
     first = next(iter(source.episodes))
-    found = source.fps, first.frames.shape[1], first.actions.shape[1]
-    if found != (fps, image_size, action_dim):
+    found = source.fps, first.frames.shape[1], first.actions.shape[1], first.views
+    if found != (fps, image_size, action_dim, views):
         raise ValueError(
-            f"{root} has {found[0]} frames a second, pictures of {found[1]} pixels and {found[2]} action dimensions, "
-            f"not {fps}, {image_size} and {action_dim}; choose another --to"
+            f"{root} has {found[0]} frames a second, pictures of {found[1]} pixels, {found[2]} action dimensions and "
+            f"the cameras {', '.join(found[3])}, not {fps}, {image_size}, {action_dim} and {', '.join(views)}; choose "
+            "another --to"
         )
     return count

@@ -61,15 +61,22 @@ class Reading:
     position: Float[np.ndarray, " A"]
     "Where each axis is, in units of actions; NaN where it is not measured."
     captured: float
-    "When the picture was taken, in seconds of ``time.perf_counter``, as LeRobot's cameras count."
+    "When the (oldest) picture was taken, in seconds of ``time.perf_counter``, as LeRobot's cameras count."
+    others: tuple[UInt8[np.ndarray, "_ _ 3"], ...] = ()
+    "Pictures of further cameras, in the order of the robot's ``views``."
 
 
 class Robot(Protocol):
-    """A robot with one camera. Every method raises RobotError when the robot does not answer."""
+    """A robot with one camera or several. Every method raises RobotError when the robot does not answer."""
 
     @property
     def axes(self) -> tuple[Axis, ...]:
         """The dimensions of an action, in the policy's order. Known before the robot is connected."""
+        ...
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Names of the cameras in the policy's order; ``main`` where there is only one."""
         ...
 
     def connect(self) -> None:

@@ -47,6 +47,7 @@ export class Reel {
     box.dataset.score = frame && frame.logit !== null ? frame.logit.toFixed(1).replace('-', '−') : '';
     if (!frame) return;
     const {width} = frame.image, {height} = frame;
+    box.style.aspectRatio = `${width} / ${height}`;  // as many squares as there are cameras
     if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, {width, height});
     canvas.getContext('2d').drawImage(frame.image, 0, frame.top, width, height, 0, 0, width, height);
   }

@@ -78,7 +78,11 @@ class Labelling:
 
     def _command(self) -> str:
         flags = {"to": "data/labelled", "labels": self.file, **asdict(self.recordings.keys)}
-        told = [f"--{name} {shlex.quote(str(value))}" for name, value in flags.items() if value is not None]
+        told = [
+            f"--{name.replace('_', '-')} {shlex.join(map(str, value if isinstance(value, tuple) else (value,)))}"
+            for name, value in flags.items()
+            if value not in (None, ())
+        ]
         path = shlex.quote(str(self.path))
         first, source = (f"wmpo data export {path} --to out; ", "out") if self.recordings.is_run else ("", path)
         return f"{first}wmpo data import {source} {' '.join(told)}"

@@ -101,10 +101,12 @@ class Session:
         starts = self.starts.with_ids(torch.tensor([secrets.randbits(62)]), self.starts.group)
         self.real = Side(env, starts, self.env.reward_model, self.env.world_model.reconstruct)
 
-    def act(self, acting: Acting, world: str, config: SimulatorConfig) -> None:
-        """Adds a chunk. A policy's is what it would play in an episode with the same start, identity and seed."""
+    def act(self, acting: Acting, world: str, config: SimulatorConfig | None) -> None:
+        """Adds a chunk. A policy's is what it would play in an episode with the same start, identity and seed; keys
+        need a simulator's ``config``."""
         self._drivers.add(acting.driver)
         if acting.driver == "keys":
+            assert config is not None
             self.chunks.append(steer(acting.move, acting.gripper, config, self.policies["base"].codec))
             return
         policy, self._temperature = self.policies[acting.driver], acting.temperature

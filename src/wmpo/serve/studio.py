@@ -9,7 +9,9 @@ from pathlib import Path
 
 import torch
 
+from wmpo.envs.recorded import RecordedConfig
 from wmpo.envs.simulated import SimulatedEnv
+from wmpo.envs.simulator import SimulatorConfig
 from wmpo.nn import picture_distance
 from wmpo.protocols import PolicyNet
 from wmpo.serve.about import About, about, episode
@@ -104,14 +106,22 @@ class Studio:
             if acting is not None and not session.playing(world):
                 raise Refused("this episode has ended; begin a new one", 409)
             if acting is not None:
-                session.act(acting, world, self.job.experiment.env)
+                session.act(acting, world, self._steered(acting))
             dream, real, problem = session.dream.follow(session.chunks), None, ""
             if world != "imagined":
                 try:
                     real = self._reality(session)
-                except (RuntimeError, ImportError, OSError) as error:  # no GL libraries, no simulator, no memory
+                except (RuntimeError, ImportError, OSError, ValueError) as error:  # no GL, memory or simulator
                     problem = str(error).partition("\n")[0]
             return _seen(session, dream, real, world, problem)
+
+    def _steered(self, acting: Acting) -> SimulatorConfig | None:
+        """What the keys move."""
+        if isinstance(self.job.experiment.env, RecordedConfig):
+            if acting.driver == "keys":
+                raise Refused("keys can move a simulated hand only; let a policy act", 409)
+            return None
+        return self.job.experiment.env
 
     def _reality(self, session: Session) -> Film | None:
         """What the simulator has played now and not before. Another session's real episode ends here."""

@@ -137,7 +137,7 @@ def more_demos(job: Job) -> None:
     episodes = [*job.demonstrations(), *solved]
     actions = torch.from_numpy(np.concatenate([episode.actions for episode in episodes]))
     job.seed_torch(1)  # the weights that the base policy began with
-    policy = experiment.policy.fit(actions, experiment.env.image_size)
+    policy = experiment.policy.fit(actions, experiment.env.image_size, experiment.env.views)
     _clone(job, log, policy, episodes, experiment.baselines.more_demos)
     _hand_in(job, log, policy, {"successes": len(solved)}, f"cloned {len(solved)} of {wanted} more demonstrations")
 

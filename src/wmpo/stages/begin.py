@@ -17,6 +17,7 @@ import torch
 from wmpo.config import Experiment
 from wmpo.data.episode import Episode
 from wmpo.division import WHOLE, Division
+from wmpo.envs.recorded import RecordedConfig
 from wmpo.evaluation.world_model import replay
 from wmpo.execution.local import LocalSampler
 from wmpo.protocols import PolicyNet
@@ -42,7 +43,8 @@ def new_policy(job: Job, episodes: Sequence[Episode]) -> PolicyNet:
     """For actions such as those of these demonstrations."""
     actions = torch.from_numpy(np.concatenate([episode.actions for episode in episodes]))
     job.seed_torch(1)
-    return job.experiment.policy.fit(actions, job.experiment.env.image_size)
+    env = job.experiment.env
+    return job.experiment.policy.fit(actions, env.image_size, env.views)
 
 
 def first_policy(job: Job) -> PolicyNet:
@@ -53,10 +55,14 @@ def first_policy(job: Job) -> PolicyNet:
 
 
 def small_world_model(job: Job, config: SmallWorldModelConfig, tokenizer: Tokenizer) -> SmallWorldModel:
-    """Actions are scaled by the simulator's bounds, so that a pretrained model fits every policy."""
-    bounds = -torch.ones(job.action_dim), torch.ones(job.action_dim)
-    net, pretrained = config.build(tokenizer, *bounds, job.experiment.env.image_size // 4), config.pretrained
-    if (path := pretrained_path(pretrained)) is not None:
+    """Actions are scaled by the simulator's bounds, so that a pretrained model fits every policy; without a simulator
+    by what is usual in the demonstrations."""
+    bounds, env = (-torch.ones(job.action_dim), torch.ones(job.action_dim)), job.experiment.env
+    if isinstance(env, RecordedConfig):
+        codec = models.load_policy(job.root, "base").codec
+        bounds = torch.tensor(codec.low), torch.tensor(codec.high)
+    net = config.build(tokenizer, *bounds, env.image_size // 4, env.views)
+    if (path := pretrained_path(config.pretrained)) is not None:
         load_pretrained(path, net)
     return net
 
@@ -72,7 +78,8 @@ def first_world_model(job: Job) -> WorldModelNet:
     config = job.experiment.world_model
     if isinstance(config, OpenSoraWorldModelConfig):
         codec = models.load_policy(job.root, "base").codec
-        return config.build(torch.tensor(codec.low), torch.tensor(codec.high), job.experiment.env.image_size)
+        env = job.experiment.env
+        return config.build(torch.tensor(codec.low), torch.tensor(codec.high), env.image_size, env.views)
     small = small_world_model(job, config, job.experiment.tokenizer.build())
     small.tokenizer.load_state_dict(models.load_tokenizer(job.root).state_dict())
     return small
@@ -88,7 +95,7 @@ def new_reward(job: Job) -> RewardNet:
     config = job.experiment.reward
     assert not isinstance(config, VLMJudgeConfig), "it is not trained"
     job.seed_torch(4)
-    return config.build(job.experiment.env.image_size)
+    return config.build(job.experiment.env.image_size, job.experiment.env.views)
 
 
 def fields_of(job: Job) -> tuple[Path, Experiment, int, int]:

@@ -23,6 +23,7 @@ from statistics import mean
 from wmpo.checkpoint import read_json, write_json
 from wmpo.config import Experiment, from_json, to_json
 from wmpo.envs.ledger import Ledger
+from wmpo.envs.recorded import RecordedConfig
 from wmpo.evaluation.compare import BASE
 from wmpo.report.run import RunFolder
 from wmpo.stages import baselines, record
@@ -89,6 +90,8 @@ class Plan:
 
     def validate(self) -> None:
         """Raises ValueError, in one sentence, for what cannot be compared."""
+        if isinstance(self.experiment.env, RecordedConfig):
+            raise ValueError(f"recipe {self.recipe} has no simulator, so there is nothing to compare policies in")
         for name in self.methods:
             if name not in METHODS:
                 near = difflib.get_close_matches(name, METHODS, n=2, cutoff=0.4) or list(METHODS)

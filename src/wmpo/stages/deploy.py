@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +20,7 @@ from wmpo.types import Observation
 
 
 class LoadedPolicy:
-    """A policy that acts greedily from pictures.
+    """A policy that acts greedily from pictures of its cameras, whose names are ``views``.
 
     ``chunk_size`` is K, ``action_dim`` A; ``low`` and ``high`` are the 1 % and 99 % quantiles of the demonstrations'
     actions in the environment's units: no action lies outside. ``instruction`` is the sentence it was trained with.
@@ -26,27 +28,47 @@ class LoadedPolicy:
 
     def __init__(self, policy: PolicyNet, instruction: str) -> None:
         self._policy, self.instruction, self.image_size = policy.eval(), instruction, policy.image_size
+        self.views = policy.views
         self.chunk_size, self.action_dim = policy.codec.chunk_size, policy.codec.action_dim
         self.low, self.high = (np.array(bound, dtype=np.float32) for bound in (policy.codec.low, policy.codec.high))
 
     @torch.no_grad()
-    def act(self, image: np.ndarray, instruction: str | None = None) -> Float[np.ndarray, "K A"]:
-        """The next K actions in the environment's units, from one picture uint8 [h,w,3].
+    def act(
+        self,
+        image: np.ndarray | Mapping[str, np.ndarray] | Sequence[np.ndarray],
+        instruction: str | None = None,
+    ) -> Float[np.ndarray, "K A"]:
+        """The next K actions in the environment's units, from one picture uint8 [h,w,3] of each camera: a picture where
+        there is one camera, else a dictionary by the names in ``views`` or a list in their order.
 
         A picture of another size is resized as imported ones are. Without an instruction the policy's own is used.
-        Raises ValueError for anything but such a picture.
+        Raises ValueError for anything but such pictures.
         """
-        if not isinstance(image, np.ndarray):
-            raise ValueError(f"a picture is a numpy array uint8 [h, w, 3], not {type(image).__name__}")
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-            raise ValueError(f"a picture is uint8 [h, w, 3], not {image.dtype} {list(image.shape)}; convert it first")
-        frame = self._fit(image)
+        pictures = self._by_camera(image)
+        frame = np.concatenate([self._fit(picture) for picture in pictures], axis=2)
         sentence = self.instruction if instruction is None else instruction
         tensors = self._policy.prepare(Observation(frame=torch.from_numpy(frame.copy()), instruction=(sentence,)))
         tokens, _ = likelihood.of(self._policy).draw(tensors, 0.0, None)
         return self._policy.codec.decode(tokens)[0].float().numpy()
 
-    def _fit(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "1 s s 3"]:
+    def _by_camera(self, given: np.ndarray | Mapping[str, np.ndarray] | Sequence[np.ndarray]) -> list[np.ndarray]:
+        wanted = f"the policy sees {len(self.views)} cameras: give {', '.join(self.views)}"
+        if isinstance(given, Mapping):
+            if set(given) != set(self.views):
+                raise ValueError(f"{wanted}, not {', '.join(map(str, given)) or 'nothing'}")
+            return [given[name] for name in self.views]
+        pictures: list[Any] = list(given) if isinstance(given, list | tuple) else [given]
+        if len(pictures) != len(self.views):
+            raise ValueError(
+                f"{wanted} as a dictionary, or as a list in this order; there are {len(pictures)} pictures"
+            )
+        return pictures
+
+    def _fit(self, image: np.ndarray) -> UInt8[np.ndarray, "1 s s 3"]:
+        if not isinstance(image, np.ndarray):
+            raise ValueError(f"a picture is a numpy array uint8 [h, w, 3], not {type(image).__name__}")
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+            raise ValueError(f"a picture is uint8 [h, w, 3], not {image.dtype} {list(image.shape)}; convert it first")
         return resize(image[None], self.image_size)
 
 

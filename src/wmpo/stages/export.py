@@ -82,6 +82,6 @@ def _imagined(job: Job, dream: ImaginedEnv, policy: PolicyNet, count: int, tempe
             record_video=True,
         )  # fmt: skip
         assert played.video is not None
-        stride = dream.world_model.frame_stride
+        stride, views = dream.world_model.frame_stride, job.experiment.env.views
         held = torch.arange((played.video.shape[1] - 1) * stride + 1) // stride
-        yield from episodes_of(replace(played, video=played.video[:, held]), policy, "improved, imagined")
+        yield from episodes_of(replace(played, video=played.video[:, held]), policy, "improved, imagined", views)

@@ -90,14 +90,15 @@ def operations(call: Callable[[], Any]) -> int:
 
 def policy_footprint(experiment: Experiment, action_dim: int) -> Footprint:
     config: Any = experiment.policy
-    size = experiment.env.image_size
+    size, views = experiment.env.image_size, experiment.env.views
     if isinstance(config, OpenVLAOFTConfig):
-        return _openvla(config, action_dim)
+        return _openvla(config, action_dim, len(views))
     if not isinstance(config, SmallPolicyConfig):
         raise ValueError(f"wmpo plan does not count policies of kind {type(config).__name__} yet")
     codec = ActionCodec((-1.0,) * action_dim, (1.0,) * action_dim, config.chunk_size, config.num_bins)
-    net = SmallPolicy(config, codec, size)
-    seen = net.prepare(Observation(frame=torch.zeros(1, size, size, 3, dtype=torch.uint8), instruction=("do it",)))
+    net = SmallPolicy(config, codec, size, views)
+    frame = torch.zeros(1, size, size * len(views), 3, dtype=torch.uint8)
+    seen = net.prepare(Observation(frame=frame, instruction=("do it",)))
     return measure("policy", net, lambda policy: policy(**seen))
 
 
@@ -111,7 +112,7 @@ OPENVLA_SIGLIP = {"hidden_size": 1152, "num_hidden_layers": 26, "num_attention_h
 PROMPT_TOKENS = 30
 
 
-def _openvla(config: OpenVLAOFTConfig, action_dim: int) -> Footprint:
+def _openvla(config: OpenVLAOFTConfig, action_dim: int, num_views: int) -> Footprint:
     with libraries():
         from transformers import (
             Dinov2WithRegistersConfig,
@@ -129,14 +130,14 @@ def _openvla(config: OpenVLAOFTConfig, action_dim: int) -> Footprint:
         net = Prismatic(dino, siglip, LlamaForCausalLM(LlamaConfig(**OPENVLA_TEXT))).to(DTYPES[config.dtype])
         if config.lora_rank:
             add_lora(net, config.lora_rank)
-        pixels, ids = torch.zeros(1, 6, 224, 224), torch.zeros(1, PROMPT_TOKENS, dtype=torch.long)
+        pixels, ids = torch.zeros(1, 6 * num_views, 224, 224), torch.zeros(1, PROMPT_TOKENS, dtype=torch.long)
         mask = torch.ones(1, PROMPT_TOKENS, dtype=torch.bool)
         tokens, bins = config.chunk_size * action_dim, slice(31744, 32000)
         found = measure("policy", net, lambda policy: policy(pixels, ids, mask, tokens, bins))
         if not config.gradient_checkpointing:
             return found
         seen = measure("towers", net, lambda policy: policy.features(pixels.to(DTYPES[config.dtype])))  # type: ignore[operator]
-    return _checkpointed(found, seen, 2 + 256 + PROMPT_TOKENS + tokens, DTYPES[config.dtype].itemsize)
+    return _checkpointed(found, seen, 2 + 256 * num_views + PROMPT_TOKENS + tokens, DTYPES[config.dtype].itemsize)
 
 
 def _checkpointed(found: Footprint, seen: Footprint, length: int, itemsize: int) -> Footprint:
@@ -163,12 +164,12 @@ def dream_footprint(experiment: Experiment, action_dim: int) -> DreamFootprint:
     if isinstance(config, OpenSoraWorldModelConfig):
         return _opensora(config, experiment, action_dim)
     assert isinstance(config, SmallWorldModelConfig)
-    size = experiment.env.image_size
+    size, views = experiment.env.image_size, experiment.env.views
     bounds = -torch.ones(action_dim), torch.ones(action_dim)
-    net = SmallWorldModel(config, Tokenizer(experiment.tokenizer).eval(), *bounds, size // 4)
-    context = net.begin(torch.zeros(1, 1, size, size, 3, dtype=torch.uint8))
+    net = SmallWorldModel(config, Tokenizer(experiment.tokenizer).eval(), *bounds, size // 4, views)
+    context = net.begin(torch.zeros(1, 1, size, size * len(views), 3, dtype=torch.uint8))
     actions = torch.zeros(1, config.frame_stride, action_dim)
-    noise, picture = torch.zeros(1, *net.latent_shape), torch.zeros(1, 3, size, size)
+    noise, picture = torch.zeros(1, *net.latent_shape), torch.zeros(1, 3, size, size * len(views))
     training = measure(
         "world model", net, lambda model: model(context, actions, noise, picture, noise, torch.full((1,), 0.5))
     )
@@ -187,25 +188,26 @@ def _opensora(config: OpenSoraWorldModelConfig, experiment: Experiment, action_d
     with libraries():
         from diffusers import AutoencoderKL
     size, frames = experiment.env.image_size, experiment.policy.chunk_size // config.frame_stride
-    channels, cells = config.sizes.channels, size // 8
+    channels, cells, num_views = config.sizes.channels, size // 8, len(experiment.env.views)
+    scale = size * num_views**0.5
     if size % (8 * PATCH):
         raise ValueError(f"env.image_size {size} must be a multiple of {8 * PATCH} for an OpenSora-class world model")
     with torch.device("meta"):
         net = STDiT(config.sizes, action_dim * config.frame_stride)
         vae = AutoencoderKL(**SDXL_VAE)
-        context = torch.zeros(1, config.num_context, channels, cells, cells, dtype=torch.bfloat16)
-        fresh = torch.zeros(1, frames, channels, cells, cells, dtype=torch.bfloat16)
+        context = torch.zeros(1, config.num_context, channels, cells, num_views * cells, dtype=torch.bfloat16)
+        fresh = torch.zeros(1, frames, channels, cells, num_views * cells, dtype=torch.bfloat16)
         actions = torch.zeros(1, frames, action_dim * config.frame_stride, dtype=torch.bfloat16)
         time = torch.full((1,), 500.0)
 
         def step(model: nn.Module) -> Tensor:
-            memory = model.remember(context, config.context_noise, size)  # type: ignore[operator]
-            return model(fresh, time, actions, memory, size)
+            memory = model.remember(context, config.context_noise, scale)  # type: ignore[operator]
+            return model(fresh, time, actions, memory, scale)
 
         training = measure("world model", net, step, mixed=True)  # it is in bfloat16 now
-        remember = operations(lambda: net.remember(context, config.context_noise, size))
+        remember = operations(lambda: net.remember(context, config.context_noise, scale))
         whole = operations(lambda: step(net))
-        decode = frames * operations(lambda: vae.decode(torch.zeros(1, channels, cells, cells)).sample)
+        decode = frames * operations(lambda: vae.decode(torch.zeros(1, channels, cells, num_views * cells)).sample)
     num_steps = experiment.distillation.shortcut_steps if experiment.distillation.enabled else config.euler_steps
     imagine = remember + num_steps * (whole - remember) + decode
     weights = sum(p.numel() * p.element_size() for p in vae.parameters())
@@ -218,9 +220,9 @@ def reward_footprint(experiment: Experiment) -> Footprint:
         return _videomae(config)
     if not isinstance(config, SmallRewardConfig):
         raise ValueError(f"wmpo plan does not count classifiers of kind {type(config).__name__} yet")
-    size = experiment.env.image_size
-    clips = torch.zeros(1, config.window, size, size, 3, dtype=torch.uint8)
-    return measure("reward model", SmallReward(config, size).eval(), lambda model: model(clips))
+    size, views = experiment.env.image_size, experiment.env.views
+    clips = torch.zeros(1, config.window, size, size * len(views), 3, dtype=torch.uint8)
+    return measure("reward model", SmallReward(config, size, views).eval(), lambda model: model(clips))
 
 
 def _videomae(config: VideoMAERewardConfig) -> Footprint:
@@ -235,5 +237,6 @@ def _videomae(config: VideoMAERewardConfig) -> Footprint:
 
 def tokenizer_footprint(experiment: Experiment) -> Footprint:
     net = Tokenizer(experiment.tokenizer)
-    images = torch.zeros(1, 3, experiment.env.image_size, experiment.env.image_size)
+    size = experiment.env.image_size
+    images = torch.zeros(1, 3, size, size * len(experiment.env.views))
     return measure("tokenizer", net, lambda model: model.images(model.latents(images)))  # type: ignore[operator]

@@ -21,7 +21,9 @@ from wmpo.data.episode import Episode
 from wmpo.data.lerobot import read_episodes
 from wmpo.data.splits import hold_out
 from wmpo.envs.ledger import Ledger
+from wmpo.envs.recorded import RecordedConfig
 from wmpo.envs.simulated import Purpose, SimulatedEnv
+from wmpo.envs.simulator import SimulatorConfig
 from wmpo.envs.workspace import Workspace
 from wmpo.report.run import RunFolder, StageLog
 
@@ -96,12 +98,23 @@ class Job:
         label = f"{stage} {self.round}" if rounds else stage
         return StageLog(self.place(stage), stage, label=label, quiet=self.quiet)
 
+    @property
+    def simulator(self) -> SimulatorConfig:
+        """Raises ValueError for a run that has none."""
+        env = self.experiment.env
+        if isinstance(env, RecordedConfig):
+            raise ValueError(
+                "nothing can be played here, as this run knows its robot from recorded episodes only; play on the "
+                f"robot: wmpo robot deploy SETUP.py --policy {self.root.path} --to FOLDER"
+            )
+        return env
+
     def real_env(self, purpose: Purpose, *, frame_stride: int) -> SimulatedEnv:
         """The real environment; what it plays goes into the run's ledger under ``purpose``."""
         experiment = self.experiment
         if self._env is None:
             self._env = SimulatedEnv(
-                experiment.env,
+                self.simulator,
                 chunk_size=experiment.policy.chunk_size,
                 max_chunks=experiment.max_chunks,
                 frame_stride=frame_stride,

@@ -13,7 +13,7 @@ from torch import nn
 from wmpo.data.episode import Episode
 from wmpo.data.lerobot import read_episodes
 from wmpo.envs.imagined import ImaginedEnv
-from wmpo.envs.simulated import Purpose, SimulatedEnv
+from wmpo.envs.simulated import Purpose
 from wmpo.evaluation.audit import Audit, judge
 from wmpo.evaluation.world_model import replay, replay_distance
 from wmpo.execution.backend import trainer, workers
@@ -119,8 +119,9 @@ def tokenizer(job: Job) -> None:
         )
     models.save_tokenizer(job.root, net)
     grid, channels = experiment.env.image_size // 4, experiment.tokenizer.latent_channels
+    wide = grid * len(experiment.env.views)
     origin = "" if pretrained is None else f", as pretrained in {pretrained.name}"
-    finish(log, {}, f"frames as {grid}x{grid}x{channels} latents{origin}")
+    finish(log, {}, f"frames as {grid}x{wide}x{channels} latents{origin}")
 
 
 def world_model(job: Job) -> None:
@@ -244,7 +245,6 @@ def improve(job: Job) -> None:
     if job.round < experiment.num_rounds:
         config = replace(config, audit=replace(config.audit, max_episodes=0))
     (dream, guards), policy = guarded_env(job, held_out), first_policy(job)
-    real = job.real_env(Purpose("audit", ""), frame_stride=1)
     own = LocalSampler(dream, policy)  # it never plays while the learner is amid a step
     with workers(
         experiment.execution, ImproveSpec(*fields_of(job)), own, policy, config.grpo, temperature=config.temperature
@@ -254,7 +254,7 @@ def improve(job: Job) -> None:
             learner,
             starts_to_improve(job, learn),
             config,
-            _auditor(job, dream, real, held_out[-config.audit.num_episodes :]),
+            _auditor(job, dream, held_out[-config.audit.num_episodes :]),
             seed=job.noise_seed,
             checkpoint=folder.checkpoint("improve"),
             log=log,
@@ -268,15 +268,16 @@ def improve(job: Job) -> None:
     finish(log, summary, f"kept the policy of iteration {summary['kept_iteration']}; {summary['stopped']}")
 
 
-def _auditor(job: Job, dream: ImaginedEnv, real: SimulatedEnv, held_out: list[Episode]) -> AuditPolicy:
+def _auditor(job: Job, dream: ImaginedEnv, held_out: list[Episode]) -> AuditPolicy:
     """A round begins with an audit of held-out episodes of the P; its policies play from the same starts."""
     temperature = job.experiment.improve.temperature
 
     def audit(policy: Policy, iteration: int) -> Audit:
         episodes = held_out
         if iteration > 0:
-            real.purpose = Purpose("audit", f"round {job.round}, iteration {iteration}", temperature, job.seed)
-            starts, name = [episode.start for episode in held_out], real.purpose.policy
+            purpose = Purpose("audit", f"round {job.round}, iteration {iteration}", temperature, job.seed)
+            starts, name = [episode.start for episode in held_out], purpose.policy
+            real = job.real_env(purpose, frame_stride=1)
             episodes = job.executed(play(real, policy, starts, job, temperature=temperature, policy_name=name))
         return judge(
             episodes, dream.world_model, dream.reward_model,

@@ -61,14 +61,14 @@ def _record(job: Job, task: str, number: int) -> None:
     config, root = job.experiment.pretrain, job.dataset(task)
     if num_episodes(root) >= config.num_episodes:
         return
-    env_config = job.experiment.env.with_task(task)
+    env_config = job.simulator.with_task(task)
     seeds = start_seeds("pretraining", job.seed, 1000 * number, config.num_episodes)
     with SimulatedEnv(env_config, chunk_size=1, max_chunks=config.num_steps, frame_stride=1, ledger=None) as env:
         played = env.play_around(seeds, num_steps=config.num_steps)
     episodes = [
         Episode(
             frames=frames, actions=actions, solved_at=solved_at,
-            instruction=env_config.instruction(), start=seed, episode_id=seed, policy="play",
+            instruction=env_config.instruction(), start=seed, episode_id=seed, policy="play", views=env_config.views,
         )
         for seed, (frames, actions, solved_at) in zip(seeds, played, strict=True)
     ]  # fmt: skip
@@ -90,7 +90,9 @@ def _world_model(job: Job, learn: list[Episode], held_out: list[Episode], log: S
     bounds = -torch.ones(job.action_dim), torch.ones(job.action_dim)
     if not isinstance(experiment.world_model, SmallWorldModelConfig):
         raise ValueError("wmpo pretrain makes small world models; an OpenSora one begins with published weights")
-    net = experiment.world_model.build(models.load_tokenizer(folder), *bounds, experiment.env.image_size // 4)
+    net = experiment.world_model.build(
+        models.load_tokenizer(folder), *bounds, experiment.env.image_size // 4, experiment.env.views
+    )
     train_world_model(
         net, learn, [], held_out, config.world_model,
         chunk_size=experiment.policy.chunk_size, seed=job.seed,
@@ -140,7 +142,8 @@ def check_pretrained(experiment: Experiment) -> None:
         "world_model": {k: v for k, v in asdict(experiment.world_model).items() if k not in _FREE},
         "tokenizer": {k: v for k, v in asdict(experiment.tokenizer).items() if k not in _FREE},
     }
-    found = {"env": header["env"], "world_model": header["config"], "tokenizer": header["tokenizer"]}
+    since = asdict(type(experiment.env)()) if isinstance(experiment.env, MetaWorldConfig) else {}  # fields added later
+    found = {"env": since | header["env"], "world_model": header["config"], "tokenizer": header["tokenizer"]}
     differing = [
         f"{part}.{key} {found[part].get(key)} there, {value} here"
         for part, settings in wanted.items()

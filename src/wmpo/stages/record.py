@@ -62,7 +62,7 @@ def expert_episodes(job: Job, env: SimulatedEnv, seeds: list[int]) -> list[Episo
     return [
         Episode(
             frames=frames, actions=actions, solved_at=solved_at,
-            instruction=instruction, start=seed, episode_id=seed, policy="expert",
+            instruction=instruction, start=seed, episode_id=seed, policy="expert", views=job.experiment.env.views,
         )
         for seed, (frames, actions, solved_at) in zip(seeds, played, strict=True)
     ]  # fmt: skip
@@ -123,20 +123,36 @@ def taken_from(job: Job, source: Path, first: int, count: int, more: str) -> lis
         )
     opened = open_lerobot(source, Keys())
     episodes = list(islice(opened.episodes, first, first + count))
-    size = job.experiment.env.image_size
+    env, seen = job.experiment.env, episodes[0].views
+    size = env.image_size
+    if len(seen) != len(env.views) or (len(seen) > 1 and seen != env.views):
+        raise ValueError(
+            f"{source} has the cameras {', '.join(seen)} where this run has {', '.join(env.views)}; wmpo data import "
+            "--camera chooses and orders them"
+        )
     for wanted, found, fix in (
-        (job.fps, opened.fps, "a run's frames follow each other at the rate of its simulator (see --env.*)"),
-        ((size, size, 3), episodes[0].frames.shape[1:], "change --env.image-size, or wmpo data import --image-size"),
+        (
+            job.fps,
+            opened.fps,
+            "a run has one rate: of its simulator (see --env.*) or its demonstrations",
+        ),
+        (
+            (size, size * len(env.views), 3),
+            episodes[0].frames.shape[1:],
+            "change --env.image-size, or wmpo data import --image-size",
+        ),
         (
             job.action_dim,
             episodes[0].actions.shape[1],
-            f"a recipe with such actions is needed, not one that plays {job.experiment.env.task}",
+            "begin with the recipe recorded, whose actions are those of its datasets",
         ),
     ):
         if found != wanted:
             raise ValueError(f"{source} has {found} where this run has {wanted}; {fix}")
     starts = start_seeds("robot", job.seed, first, count)
-    return [replace(episode, start=i, episode_id=i) for i, episode in zip(starts, episodes, strict=True)]
+    return [
+        replace(episode, start=i, episode_id=i, views=env.views) for i, episode in zip(starts, episodes, strict=True)
+    ]
 
 
 def play(
@@ -157,10 +173,10 @@ def play(
     if again:
         starts = starts.with_ids(starts.episode_id + REPETITION * torch.tensor(again), starts.group)
     rollouts = run_episodes(env, policy, starts, temperature=temperature, seed=job.seed, record_video=True)
-    return episodes_of(rollouts, policy, policy_name)
+    return episodes_of(rollouts, policy, policy_name, job.experiment.env.views)
 
 
-def episodes_of(rollouts: Rollouts, policy: Policy, name: str) -> list[Episode]:
+def episodes_of(rollouts: Rollouts, policy: Policy, name: str, views: tuple[str, ...]) -> list[Episode]:
     """Cuts the padding off; the chunk in which the task was solved is kept to its end."""
     assert rollouts.video is not None
     episodes = []
@@ -176,6 +192,7 @@ def episodes_of(rollouts: Rollouts, policy: Policy, name: str) -> list[Episode]:
                 start=int(rollouts.sim_seed[i]),
                 episode_id=int(rollouts.episode_id[i]),
                 policy=name,
+                views=views,
             )
         )
     return episodes

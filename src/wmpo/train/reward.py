@@ -149,7 +149,8 @@ def telling_success(
         frames, label = clips.sample(rng, config.fit.batch_size)
         flat = frames.permute(0, 2, 3, 1, 4).flatten(3)  # (M, h, w, W * 3): all frames of a clip move together
         offsets = torch.from_numpy(rng.integers(2 * config.max_shift + 1, size=(len(flat), 2)))
-        moved = shift(flat, offsets, config.max_shift).unflatten(3, (model.window, 3)).permute(0, 3, 1, 2, 4)
+        moved = shift(flat, offsets, config.max_shift, len(model.views))
+        moved = moved.unflatten(3, (model.window, 3)).permute(0, 3, 1, 2, 4)
         noise = torch.from_numpy(rng.standard_normal(moved.shape, dtype=np.float32))
         noisy = (moved + config.noise * noise).round().clamp(0, 255).to(torch.uint8)
         dropout = int(rng.integers(2**62))

@@ -82,7 +82,7 @@ def cloning(
 
         def loss(rows: slice) -> Tensor:
             picked = index[rows]
-            frames = shift(clips.frame[picked], offsets[rows], config.max_shift)
+            frames = shift(clips.frame[picked], offsets[rows], config.max_shift, len(policy.views))
             seen = Observation(frame=frames, instruction=tuple(clips.instruction[i] for i in picked.tolist()))
             return rule.cloning_loss(policy.prepare(seen), clips.actions[picked], *(drawn[rows] for drawn in noise))
 

@@ -21,7 +21,8 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from wmpo.hf import WeightFolder, libraries
-from wmpo.nn import autocast, best_device, has_fast_bf16, to_frames, to_unit
+from wmpo.nn import autocast, best_device, check_frames, has_fast_bf16, to_frames, to_unit
+from wmpo.types import ONE_VIEW
 from wmpo.world_model import flow, stdit
 from wmpo.world_model.stdit import PATCH, Memory, Sizes, STDiT, load
 
@@ -62,7 +63,8 @@ class OpenSoraWorldModelConfig:
     def restore(self, about: dict[str, Any]) -> OpenSoraWorldModel:
         """A model as another one's ``about()`` says; bounds of actions are among its weights."""
         count = about["action_dim"]
-        return self.build(torch.zeros(count), torch.ones(count), about["image_size"])
+        views = tuple(about.get("views", ONE_VIEW))  # older files have one
+        return self.build(torch.zeros(count), torch.ones(count), about["image_size"], views)
 
     def validate(self, image_size: int) -> None:
         """Raises ValueError, naming flag and value."""
@@ -75,7 +77,9 @@ class OpenSoraWorldModelConfig:
         if self.shortcut_steps < 0 or self.shortcut_steps.bit_count() > 1:
             raise ValueError(f"world_model.shortcut_steps {self.shortcut_steps} must be 0 or a power of two")
 
-    def build(self, action_low: Tensor, action_high: Tensor, image_size: int) -> OpenSoraWorldModel:
+    def build(
+        self, action_low: Tensor, action_high: Tensor, image_size: int, views: tuple[str, ...] = ONE_VIEW
+    ) -> OpenSoraWorldModel:
         """Reads the folders. ``action_low`` and ``action_high``: the policy's q01 and q99; -1 and 1 for dimensions that
         it does not scale. Raises ValueError that names what is missing or does not fit."""
         self.validate(image_size)
@@ -91,7 +95,7 @@ class OpenSoraWorldModelConfig:
             raise ValueError(
                 f"{self.vae} has {vae.config.latent_channels} channels, the transformer {net.sizes.channels}"
             )
-        model = OpenSoraWorldModel(self, net, vae, action_low, action_high, image_size).to(best_device()).eval()
+        model = OpenSoraWorldModel(self, net, vae, action_low, action_high, image_size, views).to(best_device()).eval()
         if self.compile:
             net.compile_blocks()
         return model
@@ -143,8 +147,10 @@ class OpenSoraWorldModel(nn.Module):
         action_low: Tensor,
         action_high: Tensor,
         image_size: int,
+        views: tuple[str, ...] = ONE_VIEW,
     ) -> None:
         super().__init__()
+        self.views, self.scale = views, image_size * len(views) ** 0.5
         self.config, self.net, self.vae = config, net, vae.requires_grad_(False)
         self.frame_stride, self.image_size = config.frame_stride, image_size
         self.register_buffer("action_low", action_low.float())
@@ -152,7 +158,7 @@ class OpenSoraWorldModel(nn.Module):
         factor = 2 ** (len(vae.config.block_out_channels) - 1)
         if image_size % (factor * PATCH):
             raise ValueError(f"image_size {image_size} must be a multiple of {factor * PATCH}, the pixels of a token")
-        self.latent_shape = (net.sizes.channels, image_size // factor, image_size // factor)
+        self.latent_shape = (net.sizes.channels, image_size // factor, len(views) * image_size // factor)
 
     def train(self, mode: bool = True) -> OpenSoraWorldModel:
         super().train(mode)
@@ -162,7 +168,8 @@ class OpenSoraWorldModel(nn.Module):
     def about(self) -> dict[str, Any]:
         """What ``restore`` needs, as JSON."""
         return {
-            "config": asdict(self.config), "action_dim": len(self.action_low), "image_size": self.image_size
+            "config": asdict(self.config), "action_dim": len(self.action_low), "image_size": self.image_size,
+            "views": self.views,
         }  # fmt: skip
 
     def refined(self) -> OpenSoraWorldModel:
@@ -184,9 +191,7 @@ class OpenSoraWorldModel(nn.Module):
     @torch.no_grad()
     def encode(self, frames: UInt8[Tensor, "*B h w 3"]) -> Float[Tensor, "*B C y x"]:
         """Raises ValueError for frames of another size."""
-        if frames.shape[-3:-1] != (self.image_size, self.image_size):
-            height, width = frames.shape[-3:-1]
-            raise ValueError(f"frames are {height}x{width}, but this world model was built for {self.image_size} px")
+        check_frames(frames, self.image_size, self.views, "world model")
         device, parts = self.action_low.device, []
         for part in frames.flatten(0, -4).split(self.config.decode_batch):
             with self._half_precision():
@@ -225,7 +230,7 @@ class OpenSoraWorldModel(nn.Module):
         level, known = self.config.context_noise, self.config.num_context
         context = flow.between(noise[:, :known], latents[:, :known], torch.full_like(time, 1 - level / 1000))
         target, fresh = latents[:, known:], noise[:, known:]
-        shortcut = self._shortcut(self.net.remember(context, level, self.image_size), self.clues(chunk))
+        shortcut = self._shortcut(self.net.remember(context, level, self.scale), self.clues(chunk))
         x, aim = flow.between(fresh, target, time), target - fresh
         if step is None:
             step = torch.zeros_like(time)
@@ -239,7 +244,7 @@ class OpenSoraWorldModel(nn.Module):
         """Flow times and steps run from 0 to 1 here, noise levels of the transformer from 1000 to 0."""
 
         def shortcut(x: Tensor, time: Tensor, step: Tensor) -> Tensor:
-            return self.net(x, 1000 * (1 - time), actions, memory, self.image_size, 1000 * step)
+            return self.net(x, 1000 * (1 - time), actions, memory, self.scale, 1000 * step)
 
         return shortcut
 
@@ -279,7 +284,7 @@ class OpenSoraWorldModel(nn.Module):
         actions, num_steps = self.clues(chunk), self.config.shortcut_steps or self.config.euler_steps
         step = torch.full((len(chunk),), 1 / num_steps if self.config.shortcut_steps else 0.0, device=actions.device)
         with autocast(actions.device):
-            memory = self.net.remember(context.distinct, self.config.context_noise, self.image_size)
+            memory = self.net.remember(context.distinct, self.config.context_noise, self.scale)
             if len(context.distinct) < len(chunk):
                 memory = stdit.select(memory, context.row, len(context.distinct))
             shortcut = self._shortcut(memory, actions)

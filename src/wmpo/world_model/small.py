@@ -21,7 +21,8 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from wmpo.nn import autocast, best_device, to_frames, to_unit
+from wmpo.nn import autocast, best_device, check_frames, cut, join, to_frames, to_unit
+from wmpo.types import ONE_VIEW
 from wmpo.world_model import flow
 from wmpo.world_model.tokenizer import Tokenizer, TokenizerConfig
 from wmpo.world_model.warp import MOTION_CHANNELS, compose
@@ -53,7 +54,8 @@ class SmallWorldModelConfig:
     def restore(self, about: dict[str, Any]) -> SmallWorldModel:
         """An untrained model as another one's ``about()`` says; bounds of actions are among its weights."""
         tokenizer, count = TokenizerConfig(**about["tokenizer"]).build(), about["action_dim"]
-        return self.build(tokenizer, torch.zeros(count), torch.ones(count), about["grid"])
+        views = tuple(about.get("views", ONE_VIEW))  # older files have one
+        return self.build(tokenizer, torch.zeros(count), torch.ones(count), about["grid"], views)
 
     def validate(self, image_size: int) -> None:
         """Raises ValueError, naming flag and value."""
@@ -64,8 +66,16 @@ class SmallWorldModelConfig:
                 f"{len(widths) - 1} times"
             )
 
-    def build(self, tokenizer: Tokenizer, action_low: Tensor, action_high: Tensor, grid: int) -> SmallWorldModel:
-        return SmallWorldModel(self, tokenizer, action_low, action_high, grid).to(best_device())
+    def build(
+        self,
+        tokenizer: Tokenizer,
+        action_low: Tensor,
+        action_high: Tensor,
+        grid: int,
+        views: tuple[str, ...] = ONE_VIEW,
+    ) -> SmallWorldModel:
+        """``grid``: cells of 4 pixels in a row of one view."""
+        return SmallWorldModel(self, tokenizer, action_low, action_high, grid, views).to(best_device())
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,18 +131,19 @@ class Level(nn.ModuleList):
 class UNet(nn.Module):
     """From what is known [B, C_in, y, x] and a condition [B, condition] to one frame's features [B, C_out, y, x]."""
 
-    def __init__(self, known: int, out: int, config: SmallWorldModelConfig, grid: int) -> None:
+    def __init__(self, known: int, out: int, config: SmallWorldModelConfig, grid: int, num_views: int) -> None:
         super().__init__()
         widths = config.channels
         if grid % 2 ** (len(widths) - 1):
             raise ValueError(f"a grid of {grid} cells cannot be halved {len(widths) - 1} times")
         pairs = list(pairwise(widths))
         self.first = nn.Conv2d(known + MAPS, widths[0], 1)
-        self.position = nn.Parameter(torch.zeros(1, widths[0], grid, grid))  # the camera stands still
-        self.coarse = grid // 2 ** (len(widths) - 1)
+        self.position = nn.Parameter(torch.zeros(1, widths[0], grid, num_views * grid))  # most cameras stand still
+        coarse = grid // 2 ** (len(widths) - 1)
+        self.coarse = coarse, num_views * coarse
         # Where the actions lead the hand, as maps: modulating features everywhere alike says it poorly.
-        self.place = nn.Linear(config.condition, widths[-1] * self.coarse**2)
-        self.map = nn.Linear(config.condition, MAPS * grid**2)
+        self.place = nn.Linear(config.condition, widths[-1] * num_views * coarse**2)
+        self.map = nn.Linear(config.condition, MAPS * num_views * grid**2)
 
         def level(width: int) -> Level:
             return Level(FilmBlock(width, config.condition) for _ in range(config.blocks))
@@ -153,7 +164,7 @@ class UNet(nn.Module):
         for level, halve in zip(self.down, self.halve, strict=False):  # the last level is not halved
             skips.append(level(h, condition))
             h = halve(skips[-1])
-        h = h + self.place(condition).view(len(h), -1, self.coarse, self.coarse)
+        h = h + self.place(condition).view(len(h), -1, *self.coarse)
         h = self.down[-1](h, condition)
         for i in reversed(range(len(self.up))):
             h = nn.functional.pixel_shuffle(self.enlarge[i](h), 2) + skips[i]
@@ -168,17 +179,24 @@ class SmallWorldModel(nn.Module):
     action_high: Tensor
 
     def __init__(
-        self, config: SmallWorldModelConfig, tokenizer: Tokenizer, action_low: Tensor, action_high: Tensor, grid: int
+        self,
+        config: SmallWorldModelConfig,
+        tokenizer: Tokenizer,
+        action_low: Tensor,
+        action_high: Tensor,
+        grid: int,
+        views: tuple[str, ...] = ONE_VIEW,
     ) -> None:
         super().__init__()
+        self.views = views
         self.config, self.tokenizer, self.grid = config, tokenizer.requires_grad_(False).eval(), grid
         self.frame_stride = config.frame_stride
         self.register_buffer("action_low", action_low.float())
         self.register_buffer("action_high", action_high.float())
         channels, action_dim, width = tokenizer.config.latent_channels, len(action_low), config.condition
-        self.latent_shape = (channels, grid, grid)
+        self.latent_shape = (channels, grid, len(views) * grid)
         known = channels + CELL * (config.num_context + config.anchor)
-        self.net = UNet(known, channels + 16 * MOTION_CHANNELS, config, grid)
+        self.net = UNet(known, channels + 16 * MOTION_CHANNELS, config, grid, len(views))
         self.time = nn.Sequential(nn.Linear(64, width), nn.SiLU(), nn.Linear(width, width))
         clues = action_dim * (config.frame_stride + config.anchor * (1 + 2 * len(WAVES)))
         self.action = nn.Sequential(nn.Linear(clues, width), nn.SiLU(), nn.Linear(width, width))
@@ -192,7 +210,7 @@ class SmallWorldModel(nn.Module):
         """What ``restore`` needs, as JSON."""
         return {
             "config": asdict(self.config), "tokenizer": asdict(self.tokenizer.config),
-            "action_dim": len(self.action_low), "grid": self.grid,
+            "action_dim": len(self.action_low), "grid": self.grid, "views": self.views,
         }  # fmt: skip
 
     def noise_shape(self, chunk_size: int) -> tuple[int, ...]:
@@ -242,9 +260,10 @@ class SmallWorldModel(nn.Module):
         return drawn + 0.1 * ((latents - target).square() * moved).flatten(1).mean(dim=1)
 
     def _compose(self, context: FrameContext, latents: Tensor, motion: Tensor) -> Float[Tensor, "B 3 h w"]:
-        made = self.tokenizer.images(latents)
+        """No pixel moves from one view into another."""
+        parts = context.last, context.first, self.tokenizer.images(latents), motion
         with torch.autocast(latents.device.type, enabled=False):  # positions need more than 8 bits
-            return compose(context.last, context.first, made, motion)
+            return join(compose(*(cut(part, len(self.views)) for part in parts)), len(self.views))
 
     @torch.no_grad()
     def imagine_frame(
@@ -268,7 +287,9 @@ class SmallWorldModel(nn.Module):
 
     @torch.no_grad()
     def begin(self, frames: UInt8[Tensor, "B H h w 3"]) -> FrameContext:
-        """From recorded frames, the newest last; fewer than ``num_context`` are repeated at the front."""
+        """From recorded frames, the newest last; fewer than ``num_context`` are repeated at the front. Raises
+        ValueError for frames of another size."""
+        check_frames(frames, 4 * self.grid, self.views, "world model")
         missing = self.config.num_context - frames.shape[1]
         if missing > 0:
             frames = torch.cat([frames[:, :1].expand(-1, missing, -1, -1, -1), frames], dim=1)

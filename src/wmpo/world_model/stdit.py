@@ -170,13 +170,14 @@ class STDiT(nn.Module):
         for block in [*self.spatial_blocks, *self.temporal_blocks]:
             block.compile(dynamic=True)  # rows become fewer as episodes end
 
-    def embed(self, latents: Float[Tensor, "B T C y x"], image_size: int) -> Float[Tensor, "B T S D"]:
-        """Tokens with their place in the picture; places are counted in 1/512ths of a picture of 512 px."""
+    def embed(self, latents: Float[Tensor, "B T C y x"], scale: float) -> Float[Tensor, "B T S D"]:
+        """Tokens with their place in the picture; places are counted in 1/512ths of a picture of 512 px.
+        ``scale``: pixels of the square with the picture's area, as in OpenSora."""
         conv = self.x_embedder["proj"]
         flat = F.conv2d(latents.flatten(0, 1), conv.weight.squeeze(2), conv.bias, stride=PATCH)
         height, width = flat.shape[-2:]
         base = round((height * width) ** 0.5)
-        place = places(height, width, self.sizes.width, base, image_size / 512, flat.device)
+        place = places(height, width, self.sizes.width, base, scale / 512, flat.device)
         return (flat.flatten(2).transpose(1, 2) + place.to(flat)).unflatten(0, latents.shape[:2])
 
     def level(self, time: Float[Tensor, " B"], step: Float[Tensor, " B"] | None = None) -> Float[Tensor, "B D"]:
@@ -196,11 +197,11 @@ class STDiT(nn.Module):
         acting = self.t_block(base + self.action_embedder["fc"](actions.to(base.dtype))).unflatten(2, (6, -1))
         return acting, acting if self.sizes.temporal_actions else plain
 
-    def remember(self, context: Float[Tensor, "B H C y x"], level: float, image_size: int) -> Memory:
+    def remember(self, context: Float[Tensor, "B H C y x"], level: float, scale: float) -> Memory:
         """Keys and values of context frames at a noise level: all that new frames need of them, in every sampling step.
         Only temporal blocks have any: spatial attention stays inside a frame."""
         time = torch.full((len(context),), level, device=context.device)
-        _, memory = self._run(self.embed(context, image_size), *self.conditions(time, None, context.shape[1]), None)
+        _, memory = self._run(self.embed(context, scale), *self.conditions(time, None, context.shape[1]), None)
         return memory
 
     def forward(
@@ -209,12 +210,12 @@ class STDiT(nn.Module):
         time: Float[Tensor, " B"],
         actions: Float[Tensor, "B F n"],
         memory: Memory,
-        image_size: int,
+        scale: float,
         step: Float[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B F C y x"]:
         """``time``: noise level, 1000 (pure noise) to 0. The velocity leads from noise to the frame; it is the mean one
         over the next ``step`` noise levels if the weights are distilled, and that at ``time`` where ``step`` is 0."""
-        tokens = self.embed(x, image_size)
+        tokens = self.embed(x, scale)
         tokens, _ = self._run(tokens, *self.conditions(time, actions, x.shape[1], step), memory)
         out = self.final_layer(tokens, self.level(time, step))
         out = out.unflatten(2, (x.shape[3] // PATCH, x.shape[4] // PATCH)).unflatten(4, (PATCH, PATCH, -1))
