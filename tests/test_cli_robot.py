@@ -71,7 +71,10 @@ def test_collect_and_deploy_as_a_user_types_them(run: Path, tmp_path: Path, monk
         (["collect", "arm.py", "--num-episodes", "0"], "--num-episodes must be at least 1, not 0"),
         (["deploy", "arm.py", "--temperature", "nan"], "--temperature must be at least 0, not nan"),
         (["deploy", "arm.py", "--to", "seen"], "must not be mixed"),
-        (["collect", "arm.py", "--to", "small"], "pictures of 16 pixels and 4 action dimensions, not 250, 32 and 4"),
+        (
+            ["collect", "arm.py", "--to", "small"],
+            "pictures of 16 pixels, 4 action dimensions and the cameras main, not 250, 32, 4 and main",
+        ),
     ],
 )
 def test_wrong_input_is_explained_in_one_sentence(
