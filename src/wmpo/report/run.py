@@ -49,7 +49,7 @@ class StageLog:
         self._kept = folder.path / "unfinished" / f"{stage}-seconds.json"
         self.begun = time.monotonic() - (read_json(self._kept) if self._kept.exists() else 0.0)
         self._first: tuple[float, int, int] | None = None
-        self._shown = 0.0
+        self._done, self._shown = 0, 0.0
 
     def resume(self, key: str, first: int) -> None:
         """Forgets metrics at or after ``first``: they will be written again."""
@@ -72,8 +72,9 @@ class StageLog:
     def progress(self, done: int, total: int, note: str = "") -> None:
         """Shows how far the stage is and how long it still takes; on a terminal the line is overwritten."""
         now = time.monotonic()
-        if self._first is None or self._first[2] != total:
+        if self._first is None or self._first[2] != total or done < self._done:  # a stage may train twice
             self._first = (now, done, total)
+        self._done = done
         if self.quiet or (done < total and now - self._shown < (0.5 if sys.stderr.isatty() else 30)):
             return
         self._shown = now
