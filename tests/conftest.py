@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("MUJOCO_GL", "egl")
@@ -30,3 +31,23 @@ torch.set_num_threads(1)  # two processes of one thread each do more than one of
 def float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """No bfloat16 on processors that are fast at it: for comparisons up to rounding."""
     monkeypatch.setattr("wmpo.nn.has_fast_bf16", lambda device: False)
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[typing.Any]:
+    """A team of one rank, which goes through the same sharding and collectives as several. Ended with each test: a
+    process is in one team at a time."""
+    from wmpo.execution.parallel import Team  # after the shape checks are installed, and only where it is needed
+
+    team = Team(0, 1, local_rank=0, local_size=1, meeting=f"file://{tmp_path / 'ranks'}")
+    yield team
+    team.dismiss()
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[typing.Any]:
+    """Two Gloo ranks, this process and another one."""
+    from wmpo.execution.parallel import spawned
+
+    with spawned(2) as team:
+        yield team

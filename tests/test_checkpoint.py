@@ -26,7 +26,7 @@ from wmpo.report.run import RunFolder, StageLog
 from wmpo.reward.small import SmallReward
 from wmpo.rng import keyed, torch_generator
 from wmpo.train.fit import FitConfig, Part, Training, fit, schedule
-from wmpo.train.reward import LabelledVideo, RewardTraining, train_reward
+from wmpo.train.reward import LabelledVideo, RewardTraining, telling_success
 
 
 def net(seed: int = 0) -> nn.Sequential:
@@ -199,7 +199,8 @@ def test_a_resumed_reward_model_ends_with_the_same_bits(tmp_path: Path, monkeypa
 
     def trained(folder: RunFolder) -> SmallReward:
         model, log = small_reward(), StageLog(folder, "reward", quiet=True)
-        train_reward(model, videos, config, seed=0, checkpoint=folder.checkpoint("reward"), log=log)
+        training = telling_success(model, videos, config, seed=0)
+        fit(training, config.fit, checkpoint=folder.checkpoint("reward"), log=log)
         return model
 
     whole, folder, saved = trained(RunFolder(tmp_path / "whole")), RunFolder(tmp_path / "stopped"), save_tensors

@@ -24,8 +24,8 @@ from wmpo.report.run import RunFolder, StageLog
 from wmpo.rl.grpo import GRPOConfig, GRPOLearner, minibatches
 from wmpo.rng import keyed
 from wmpo.rollout.run import run_episodes
-from wmpo.train.fit import FitConfig
-from wmpo.train.sft import SFTConfig, clone
+from wmpo.train.fit import FitConfig, fit
+from wmpo.train.sft import SFTConfig, cloning
 from wmpo.types import Observation
 
 pytestmark = pytest.mark.usefixtures("float32")
@@ -183,7 +183,7 @@ def test_cloning_overfits_what_pictures_tell_apart(tmp_path: Path) -> None:
 
     before, log = error(), StageLog(folder, "sft", quiet=True)
     config = SFTConfig(fit=FitConfig(num_steps=120, batch_size=16, learning_rate=5e-3), max_shift=0)
-    clone(policy, episodes, config, seed=0, checkpoint=folder.checkpoint("sft"), log=log)
+    fit(cloning(policy, episodes, config, seed=0), config.fit, checkpoint=folder.checkpoint("sft"), log=log)
     assert before > 0.3 and error() < 0.1, (before, error())
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,19 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from finished_run import finished_run
 from miniatures import ACTIONS, BINS, CHUNK, SIZE, rollouts_of, small_policy, small_reward, small_world_model
 from test_fast_imagination import PIXELS, world_model
 from test_opensora import ACTIONS as JOINTS
 from torch import Tensor, nn
 
 import wmpo.nn
-from wmpo.checkpoint import load_tensors
 from wmpo.data.episode import Episode
 from wmpo.denoising import DenoisingConfig
 from wmpo.division import WHOLE, Division, Whole, cut
-from wmpo.execution.backend import ExecutionConfig
-from wmpo.execution.parallel import Team, spawned
+from wmpo.execution.parallel import Team
 from wmpo.execution.supervised import TeamTrainer
 from wmpo.nn import autocast
 from wmpo.policy.codec import PathCodec
@@ -31,8 +28,6 @@ from wmpo.policy.small_flow import SmallFlowPolicyConfig
 from wmpo.protocols import Trainer
 from wmpo.recipes import tiny
 from wmpo.report.run import RunFolder, StageLog
-from wmpo.stages import learn
-from wmpo.stages.job import Job
 from wmpo.train import dpo
 from wmpo.train.distill import DistillConfig, distillation
 from wmpo.train.fit import FitConfig, Training, fit, schedule
@@ -223,20 +218,6 @@ def test_parts_of_no_or_a_negative_size_and_of_the_tokenizers_batch_are_refused(
         )  # fmt: skip
 
 
-@pytest.fixture
-def single(tmp_path: Path) -> Iterator[Team]:
-    """A team of one, which goes through the same sharding and collectives."""
-    team = Team(0, 1, local_rank=0, local_size=1, meeting=f"file://{tmp_path / 'ranks'}")
-    yield team
-    team.dismiss()
-
-
-@pytest.fixture(scope="module")
-def pair() -> Iterator[Team]:
-    with spawned(2) as team:
-        yield team
-
-
 def learn_and_resume(team: Team, kind: str, shards: int) -> None:
     """Losses, weights, moments, averages, and checkpoints that go from n ranks to one and back."""
     lesson = Lesson(kind, replace(FIT, micro_batch=2))
@@ -267,8 +248,8 @@ def learn_and_resume(team: Team, kind: str, shards: int) -> None:
 
 
 @pytest.mark.usefixtures("float32")
-def test_one_rank_is_trained_like_no_rank(single: Team) -> None:
-    learn_and_resume(single, "flow policy", shards=0)
+def test_one_rank_is_trained_like_no_rank(alone: Team) -> None:
+    learn_and_resume(alone, "flow policy", shards=0)
 
 
 @pytest.mark.slow
@@ -311,37 +292,3 @@ def test_checks_see_whole_weights_and_their_stop_reaches_all_ranks(pair: Team, t
 
 def _rank(team: Team) -> int:
     return team.rank
-
-
-@pytest.mark.slow
-def test_whole_stages_train_on_two_ranks(tmp_path: Path) -> None:
-    """Other processes build networks and data from the run's folder."""
-    for name in ("local", "processes"):
-        job = finished_run(tmp_path / name)
-        job.round = 2
-        for stage in ("demos", "sft", "collect", "tokenizer", "world-model"):
-            job.place(stage).complete(stage, 1.0, {"begins_with": 2} if stage == "collect" else {})
-        gentle = replace(FIT, num_steps=3, batch_size=4, micro_batch=1)
-        small = job.experiment
-        job.experiment = replace(
-            small,
-            execution=ExecutionConfig(backend=name, processes=2),  # type: ignore[arg-type]
-            collect=replace(small.collect, num_episodes=3, num_held_out=2, every_round=True),
-            clone=replace(small.clone, sft=replace(small.clone.sft, fit=gentle)),
-            world_model_training=replace(small.world_model_training, fit=gentle, refresh_share=1.0),
-            reward_training=replace(small.reward_training, fit=gentle),
-        )
-        run(job)
-    models = [f"round-2/models/{name}.safetensors" for name in ("cloned", "world_model", "reward")]
-    for path in models:
-        one, two = (load_tensors(tmp_path / name / path)[0] for name in ("local", "processes"))
-        assert_close(two, one, atol=1e-5)
-    for stage in ("clone", "world-model", "reward"):
-        lines = [(tmp_path / n / f"round-2/metrics/{stage}.jsonl").read_text() for n in ("local", "processes")]
-        assert lines[0].count("loss") == lines[1].count("loss") == 1, "only rank 0 writes"
-
-
-def run(job: Job) -> None:
-    learn.clone_successes(job)
-    learn.world_model(job)
-    learn.reward(job)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +13,7 @@ from torch import Tensor
 import wmpo.nn
 from wmpo.division import split
 from wmpo.execution.local import LocalSampler
-from wmpo.execution.parallel import Team, TeamLearner, TeamSampler, spawned
+from wmpo.execution.parallel import Team, TeamLearner, TeamSampler
 from wmpo.policy.codec import ActionCodec
 from wmpo.policy.small import SmallPolicy
 from wmpo.protocols import Learner, Sampler
@@ -68,22 +66,6 @@ def assert_same(found: Learner, expected: Learner) -> None:
         kind, own = name.split(".", 1)
         if kind == "model":
             assert torch.equal(weights[own], tensor) and torch.equal(found.policy.state_dict()[own], tensor), name
-
-
-@pytest.fixture
-def alone(tmp_path: Path) -> Iterator[Team]:
-    """A team of one, which goes through the same sharding and collectives. Ended with each test: a process is in one
-    team at a time."""
-    meeting = f"file://{tmp_path / 'ranks'}"
-    team = Team(0, 1, local_rank=0, local_size=1, meeting=meeting)
-    yield team
-    team.dismiss()
-
-
-@pytest.fixture(scope="module")
-def pair() -> Iterator[Team]:
-    with spawned(2) as team:
-        yield team
 
 
 def learn_and_resume(team: Team, shards: int) -> None:

@@ -84,13 +84,13 @@ def cut_frames(frames: Tensor, views: Sequence[str]) -> list[Tensor]:
     return list(frames.chunk(len(views), dim=2))
 
 
-def cut(images: Tensor, num_views: int) -> Tensor:
+def cut_views(images: Tensor, num_views: int) -> Tensor:
     """Views that stand side by side [B, c, h, V * w] become rows [B * V, c, h, w]."""
     return images.unflatten(-1, (num_views, -1)).movedim(-2, 1).flatten(0, 1)
 
 
-def join(images: Tensor, num_views: int) -> Tensor:
-    """The inverse of :func:`cut`."""
+def join_views(images: Tensor, num_views: int) -> Tensor:
+    """The inverse of :func:`cut_views`."""
     return images.unflatten(0, (-1, num_views)).movedim(1, -2).flatten(-2)
 
 

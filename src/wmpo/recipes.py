@@ -81,20 +81,27 @@ def tiny() -> Experiment:
     )
 
 
-def square() -> Experiment:
-    """robosuite's Square, the paper's Square_D0, with its time limit, chunks and budget P, but small models and
-    pictures. Nothing is pretrained: the shipped weights have seen another robot. Not tuned: no whole run was measured
-    yet."""
+def _from_scratch() -> Experiment:
+    """Small networks for another robot than the one that the shipped weights have seen."""
     return Experiment(
-        env=RobosuiteConfig(task="Square"),
-        max_chunks=23,
-        demos=DemosConfig(num_episodes=60, noise=0.1),
         policy=SmallPolicyConfig(chunk_size=8),
         sft=SFTConfig(fit=FitConfig(num_steps=3000, batch_size=32, learning_rate=6e-4)),
         world_model=SmallWorldModelConfig(pretrained="none"),
         world_model_training=WorldModelTraining(
             fit=FitConfig(num_steps=4000, batch_size=16, learning_rate=1e-3, ema=0.995), check_every=500
         ),
+    )
+
+
+def square() -> Experiment:
+    """robosuite's Square, the paper's Square_D0, with its time limit, chunks and budget P, but small models and
+    pictures. Nothing is pretrained: the shipped weights have seen another robot. Not tuned: no whole run was measured
+    yet."""
+    return dataclasses.replace(
+        _from_scratch(),
+        env=RobosuiteConfig(task="Square"),
+        max_chunks=23,
+        demos=DemosConfig(num_episodes=60, noise=0.1),
         evaluate=EvaluateConfig(num_test=128),  # the paper's number; an episode takes seconds
     )
 
@@ -105,18 +112,13 @@ def recorded() -> Experiment:
     what the datasets hold, unless they are set. Nothing is pretrained, and nothing is played: no audits, no
     evaluation, and success in the dream is judged by replays, as another policy than the clone may have acted. Not
     tuned: no whole run of a real robot was measured yet."""
-    return Experiment(
+    return dataclasses.replace(
+        _from_scratch(),
         env=RecordedConfig(),
         max_chunks=0,
         num_rounds=1,
         demos=DemosConfig(num_episodes=0),
         collect=CollectConfig(num_episodes=0, num_held_out=0),
-        policy=SmallPolicyConfig(chunk_size=8),
-        sft=SFTConfig(fit=FitConfig(num_steps=3000, batch_size=32, learning_rate=6e-4)),
-        world_model=SmallWorldModelConfig(pretrained="none"),
-        world_model_training=WorldModelTraining(
-            fit=FitConfig(num_steps=4000, batch_size=16, learning_rate=1e-3, ema=0.995), check_every=500
-        ),
         reward_training=RewardTraining(on_policy=False),
         improve=ImproveConfig(audit=AuditConfig(max_episodes=0)),
     )

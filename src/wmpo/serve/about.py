@@ -70,7 +70,7 @@ def episode(job: Job, place: int) -> Episode:
     """The collected episode at a place in ``About.episodes``. Raises :class:`Refused` when there is none."""
     rest = place
     for number in range(1, last_round(job) + 1):
-        root = job.folder_of(number).path / "data" / "collected"
+        root = job.collected_in(number)
         count = len(list_episodes(root))
         if rest < count:
             return next(iter(open_lerobot(root, Keys(), first=rest).episodes))
@@ -79,7 +79,7 @@ def episode(job: Job, place: int) -> Episode:
 
 
 def _choices(job: Job, number: int) -> list[Choice]:
-    listed = list_episodes(job.folder_of(number).path / "data" / "collected")
+    listed = list_episodes(job.collected_in(number))
     _, held = job.experiment.collect.shares(job.experiment.num_rounds)[number - 1]
     apart = hold_out([e.solved_at > 0 for e in listed], held)
     return [

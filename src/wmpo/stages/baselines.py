@@ -30,7 +30,8 @@ from wmpo.stages import models
 from wmpo.stages.job import Job, finish, require
 from wmpo.stages.record import expert_episodes, play
 from wmpo.train.dpo import prefer, rollouts_of
-from wmpo.train.sft import SFTConfig, clone
+from wmpo.train.fit import fit
+from wmpo.train.sft import SFTConfig, cloning
 from wmpo.train.wmpo import affordable, improve
 
 EXPERT_STARTS = 50_000
@@ -88,7 +89,7 @@ def more(job: Job) -> None:
 def base_episodes(job: Job) -> list[Episode]:
     """P episodes of the base policy."""
     path = job.dataset("more")
-    episodes = read_episodes(job.root.path / "data" / "collected") + (read_episodes(path) if path.exists() else [])
+    episodes = read_episodes(job.collected_in(1)) + (read_episodes(path) if path.exists() else [])
     assert len(episodes) == job.experiment.collect.num_episodes, len(episodes)
     return episodes
 
@@ -143,7 +144,8 @@ def more_demos(job: Job) -> None:
 
 
 def _clone(job: Job, log: StageLog, policy: PolicyNet, episodes: list[Episode], config: SFTConfig) -> None:
-    clone(policy, episodes, config, seed=job.seed, checkpoint=job.root.checkpoint(log.stage), log=log)
+    training = cloning(policy, episodes, config, seed=job.seed)
+    fit(training, config.fit, checkpoint=job.root.checkpoint(log.stage), log=log)
 
 
 def base_audit(job: Job) -> None:

@@ -126,7 +126,11 @@ class Job:
 
     def dataset(self, name: str) -> Path:
         """Of the run or, if the policy plays it anew in every round, of the present round."""
-        return (self.folder if name == "collected" else self.root).path / "data" / name
+        return self.collected_in(self.round) if name == "collected" else self.root.path / "data" / name
+
+    def collected_in(self, number: int) -> Path:
+        """The dataset of a round's collection."""
+        return self.folder_of(number).path / "data" / "collected"
 
     def demonstrations(self) -> list[Episode]:
         """Those that the base policy was cloned from; all, before it was."""
@@ -143,7 +147,7 @@ class Job:
         learn: list[Episode] = []
         held_out: list[Episode] = []
         for number, (_, held) in enumerate(self.shares(), start=1):
-            episodes = read_episodes(self.folder_of(number).path / "data" / "collected")
+            episodes = read_episodes(self.collected_in(number))
             apart = hold_out([episode.success for episode in episodes], held)
             learn += [episode for i, episode in enumerate(episodes) if i not in apart]
             held_out += [episodes[i] for i in sorted(apart)]

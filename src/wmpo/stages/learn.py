@@ -193,7 +193,7 @@ def _on_policy(job: Job, dream: WorldModelNet, net: RewardModel) -> dict[str, fl
     policy succeeds more often there than its recorded actions do.
     """
     number = begins_with(job)  # a policy that was dropped lives on what only the dream shows
-    episodes = read_episodes(job.folder_of(number).path / "data" / "collected")
+    episodes = read_episodes(job.collected_in(number))
     rate = float(np.mean([episode.success for episode in episodes]))
     if not 0 < rate < 1:
         return {}

@@ -25,7 +25,7 @@ from wmpo.reward.small import SmallRewardConfig
 from wmpo.stages import models
 from wmpo.stages.job import Job, commit, finish
 from wmpo.train.tokenizer import train_tokenizer
-from wmpo.train.world_model import train_world_model
+from wmpo.train.world_model import flow_matching, train_and_check
 from wmpo.world_model.small import SmallWorldModel, SmallWorldModelConfig
 
 SHIPPED = Path(__file__).parent.parent / "pretrained"
@@ -93,10 +93,11 @@ def _world_model(job: Job, learn: list[Episode], held_out: list[Episode], log: S
     net = experiment.world_model.build(
         models.load_tokenizer(folder), *bounds, experiment.env.image_size // 4, experiment.env.views
     )
-    train_world_model(
-        net, learn, [], held_out, config.world_model,
-        chunk_size=experiment.policy.chunk_size, seed=job.seed,
-        checkpoint=folder.checkpoint("pretrain-world-model"), log=log,
+    chunk_size = experiment.policy.chunk_size
+    training = flow_matching(net, learn, [], config.world_model, chunk_size=chunk_size, seed=job.seed)
+    train_and_check(
+        training, net, held_out, config.world_model,
+        chunk_size=chunk_size, seed=job.seed, checkpoint=folder.checkpoint("pretrain-world-model"), log=log,
     )  # fmt: skip
     return net
 

@@ -49,7 +49,7 @@ def handed_in(job: Job) -> tuple[RunFolder, str]:
 
 def collected_datasets(job: Job) -> list[Path]:
     """The policies' real episodes, a dataset for each round that has begun."""
-    roots = (job.folder_of(n).path / "data" / "collected" for n in range(1, job.experiment.num_rounds + 1))
+    roots = map(job.collected_in, range(1, job.experiment.num_rounds + 1))
     return [root for root in roots if num_episodes(root)]
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,12 +24,11 @@ from wmpo.data.episode import Episode
 from wmpo.division import WHOLE, Division
 from wmpo.evaluation.statistics import Target, best_threshold, rates
 from wmpo.protocols import RewardModel, WorldModel
-from wmpo.report.run import StageLog
 from wmpo.reward.detector import score_video
 from wmpo.reward.small import SmallReward
 from wmpo.reward.videomae import VideoMAEReward
 from wmpo.rng import keyed
-from wmpo.train.fit import FitConfig, Part, Training, fit
+from wmpo.train.fit import FitConfig, Part, Training
 
 RewardNet = SmallReward | VideoMAEReward
 """The classifiers that are trained."""
@@ -123,19 +121,6 @@ class _Clips:
         label = torch.zeros(count)
         label[: count // 2] = 1
         return clips, label
-
-
-def train_reward(
-    model: RewardNet,
-    videos: Sequence[LabelledVideo],
-    config: RewardTraining,
-    *,
-    seed: int,
-    checkpoint: Path,
-    log: StageLog,
-) -> None:
-    """Trains in place, in this process; the threshold is set by :func:`calibrate`."""
-    fit(telling_success(model, videos, config, seed=seed), config.fit, checkpoint=checkpoint, log=log)
 
 
 def telling_success(

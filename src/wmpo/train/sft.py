@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -15,9 +14,8 @@ from wmpo.data.clips import chunk_clips, shift
 from wmpo.data.episode import Episode
 from wmpo.division import WHOLE, Division
 from wmpo.protocols import PolicyNet
-from wmpo.report.run import StageLog
 from wmpo.rng import keyed
-from wmpo.train.fit import FitConfig, Part, Training, fit
+from wmpo.train.fit import FitConfig, Part, Training
 from wmpo.types import Observation
 
 
@@ -51,19 +49,6 @@ class RFTConfig:
     "Weights to begin with: those of the base policy, or new ones."
     sft: SFTConfig = field(default_factory=SFTConfig)
     "The cloning."
-
-
-def clone(
-    policy: PolicyNet,
-    episodes: Sequence[Episode],
-    config: SFTConfig,
-    *,
-    seed: int,
-    checkpoint: Path,
-    log: StageLog,
-) -> None:
-    """Clones in place, in this process."""
-    fit(cloning(policy, episodes, config, seed=seed), config.fit, checkpoint=checkpoint, log=log)
 
 
 def cloning(

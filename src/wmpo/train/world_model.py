@@ -55,25 +55,6 @@ class WorldModelTraining:
         return replace(self, fit=fit, pretrain_share=0.0, unroll_from=0.0)
 
 
-def train_world_model(
-    model: WorldModelNet,
-    demonstrations: Sequence[Episode],
-    collected: Sequence[Episode],
-    held_out: Sequence[Episode],
-    config: WorldModelTraining,
-    *,
-    chunk_size: int,
-    seed: int,
-    checkpoint: Path,
-    log: StageLog,
-) -> dict[str, Any]:
-    """Trains in place, in this process; returns how it ended: ``{"stopped": ..., "checks": [...]}``."""
-    trainer = flow_matching(model, demonstrations, collected, config, chunk_size=chunk_size, seed=seed)
-    return train_and_check(
-        trainer, model, held_out, config, chunk_size=chunk_size, seed=seed, checkpoint=checkpoint, log=log
-    )
-
-
 def flow_matching(
     model: WorldModelNet,
     demonstrations: Sequence[Episode],

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from wmpo.nn import autocast, best_device, check_frames, cut, join, to_frames, to_unit
+from wmpo.nn import autocast, best_device, check_frames, cut_views, join_views, to_frames, to_unit
 from wmpo.types import ONE_VIEW
 from wmpo.world_model import flow
 from wmpo.world_model.tokenizer import Tokenizer, TokenizerConfig
@@ -263,7 +263,7 @@ class SmallWorldModel(nn.Module):
         """No pixel moves from one view into another."""
         parts = context.last, context.first, self.tokenizer.images(latents), motion
         with torch.autocast(latents.device.type, enabled=False):  # positions need more than 8 bits
-            return join(compose(*(cut(part, len(self.views)) for part in parts)), len(self.views))
+            return join_views(compose(*(cut_views(part, len(self.views)) for part in parts)), len(self.views))
 
     @torch.no_grad()
     def imagine_frame(
