@@ -24,7 +24,7 @@ from wmpo.data.pictures import resize, view_names
 from wmpo.data.source import Keys
 from wmpo.envs.metaworld import MetaWorldConfig
 from wmpo.envs.robosuite import RobosuiteConfig
-from wmpo.nn import cut, join
+from wmpo.nn import cut_views, join_views
 from wmpo.policy.codec import ActionCodec
 from wmpo.policy.small import SmallPolicy, SmallPolicyConfig
 from wmpo.protocols import PolicyNet
@@ -154,9 +154,9 @@ def test_files_from_before_there_were_views_have_one() -> None:
 
 def test_cut_and_join_are_inverse() -> None:
     images = torch.randn(3, 5, 4, 12)
-    assert torch.equal(join(cut(images, 3), 3), images)
-    assert torch.equal(cut(images, 3)[4], images[1, :, :, 4:8]), "the views of a row follow each other"
-    assert cut(images, 1).data_ptr() == images.data_ptr(), "one view costs nothing"
+    assert torch.equal(join_views(cut_views(images, 3), 3), images)
+    assert torch.equal(cut_views(images, 3)[4], images[1, :, :, 4:8]), "the views of a row follow each other"
+    assert cut_views(images, 1).data_ptr() == images.data_ptr(), "one view costs nothing"
 
 
 @torch.no_grad()

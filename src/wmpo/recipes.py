@@ -47,6 +47,7 @@ def tiny() -> Experiment:
     return Experiment(
         env=MetaWorldConfig(task="coffee-button-v3", image_size=32),
         max_chunks=6,
+        num_workers=1,  # a second simulator takes longer to start than these episodes to play
         num_rounds=2,
         demos=DemosConfig(num_episodes=3, noise=0.2),
         policy=SmallPolicyConfig(dim=32, depth=1, num_heads=2, num_bins=11),
