@@ -344,6 +344,8 @@ def test_what_audits_say_about_the_dream() -> None:
     assert "too optimistic at iteration 8" in trust([audit(4, 0.4, 0.45, 0.6), audit(8, 0.3, 0.7, 0.4)])[1]
     tone, sentence = trust([audit(4, 0.4, 0.5, -0.1), audit(8, 0.3, 0.7, 0.0)])
     assert tone == "bad" and "iteration 4 and 8" in sentence
+    tone, sentence = trust([audit(4, 0.4, 0.45, 0.6), audit(8, 0.97, 0.84, -0.16)])
+    assert tone == "unsure" and "At iteration 8" in sentence and "lied" not in sentence, "hardly any failure to tell"
 
 
 def test_videos_play_and_keep_their_frames(tmp_path: Path) -> None:

@@ -145,6 +145,7 @@ def _main(args: list[str]) -> None:
         _report(path)
         return
     settings = dataclasses.replace(settings, experiment=described(settings.experiment))
+    settings.experiment.validate()
     if command != "pretrain":
         pretrain.check_weights(settings.experiment)  # at once, not after the episodes are played
     if command in DISTRIBUTED:

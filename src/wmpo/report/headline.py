@@ -95,15 +95,19 @@ def trust(audits: Sequence[Mapping[str, Any]], kept: int | None = None) -> tuple
     known = [a for a in audits if isinstance(a.get("j"), int | float) and math.isfinite(a["j"])]
     if not known:
         return "unsure", "No audit compared the dream with reality, so nothing here says whether it can be trusted."
-    lied = [a for a in known if a["j"] <= 0]
-    rosy = [a for a in known if a["imagined"] - a["real"] > ROSY and a not in lied]
+    chance = [a for a in known if a["j"] <= 0]
+    lied = [a for a in chance if a["imagined"] >= a["real"]]
+    rosy = [a for a in known if a["imagined"] - a["real"] > ROSY and a not in chance]
     if lied:
-        worst = min(lied, key=lambda a: a["j"])
         before = "" if kept is None or kept >= lied[0]["iteration"] else f" The policy of iteration {kept} was kept."
-        figures = f"J = {number(worst['j'])}, imagined {percent(worst['imagined'])}, real {percent(worst['real'])}"
         return "bad", (
             f"The dream lied at iteration {_list(lied)}: replaying real episodes, it did not tell solved from unsolved "
-            f"ones ({figures}).{before}"
+            f"ones ({_worst(lied)}).{before}"
+        )
+    if chance:
+        return "unsure", (
+            f"At iteration {_list(chance)} the dream did not tell solved from unsolved episodes when it replayed them, "
+            f"though it did not see too much success ({_worst(chance)}); where nearly all end alike, that says little."
         )
     if rosy:
         return "unsure", (
@@ -117,6 +121,11 @@ def trust(audits: Sequence[Mapping[str, Any]], kept: int | None = None) -> tuple
     return "good" if certain else "unsure", (
         f"In every one of the {len(known)} audits the dream's outcomes followed the real ones (J = {span}).{doubt}"
     )
+
+
+def _worst(audits: Sequence[Mapping[str, Any]]) -> str:
+    worst = min(audits, key=lambda a: a["j"])
+    return f"J = {number(worst['j'])}, imagined {percent(worst['imagined'])}, real {percent(worst['real'])}"
 
 
 def _list(audits: Sequence[Mapping[str, Any]]) -> str:
