@@ -104,15 +104,15 @@ def trust(audits: Sequence[Mapping[str, Any]], kept: int | None = None) -> tuple
             f"The dream lied at iteration {_list(lied)}: replaying real episodes, it did not tell solved from unsolved "
             f"ones ({_worst(lied)}).{before}"
         )
-    if chance:
-        return "unsure", (
-            f"At iteration {_list(chance)} the dream did not tell solved from unsolved episodes when it replayed them, "
-            f"though it did not see too much success ({_worst(chance)}); where nearly all end alike, that says little."
-        )
     if rosy:
         return "unsure", (
             f"The dream was too optimistic at iteration {_list(rosy)}: it saw over 20 points more success than there "
             "was, although it still told good episodes from bad ones (J above 0)."
+        )
+    if chance:
+        return "unsure", (
+            f"At iteration {_list(chance)} the dream did not tell solved from unsolved episodes when it replayed them, "
+            f"though it did not see too much success ({_worst(chance)}); where nearly all end alike, that says little."
         )
     low, high = min(a["j"] for a in known), max(a["j"] for a in known)
     certain = all((a.get("j_interval") or [0])[0] > 0 for a in known)
