@@ -62,31 +62,42 @@ def test_without_it_a_round_begins_with_the_policy_as_it_is(job: Job) -> None:
     assert job.folder.summary("clone") and not job.folder.model("cloned").exists()
 
 
-@pytest.mark.parametrize(("rates", "left"), [((1.0, 0.55), 2), ((0.4,), 3), ((1.0, 1.0, 1.0), 1)])
+@pytest.mark.parametrize(
+    ("rates", "tried"),
+    [
+        ([0.4], [range(3)]),
+        ([1.0, 0.55], [range(3), range(1)]),  # within one standard error of the bound is near enough
+        ([1.0, 0.7, 1.0], [range(3), range(1), range(1, 2), range(2, 3)]),
+    ],
+)
 def test_a_base_policy_that_solves_too_much_is_cloned_again_from_fewer_demonstrations(
-    rates: tuple[float, ...], left: int, job: Job, monkeypatch: pytest.MonkeyPatch
+    rates: list[float], tried: list[range], job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Within one standard error of the bound (9 of 16 starts) is near enough."""
+    """Half as many, then each by itself; there is nothing after the last one that could be asked about."""
     asked, cloned = list(rates), []
 
-    def measured(job: Job, log: object, env: object, policy: SmallPolicy, name: str) -> Outcomes:
-        success = np.arange(16) < round(16 * asked.pop(0))
-        return Outcomes(success=success, num_steps=np.full(16, 9), temperature=0.0)
+    def measured(job: Job, log: object, env: object, policy: SmallPolicy, name: str, count: int) -> Outcomes:
+        success = np.arange(20) < round(20 * asked.pop(0))
+        return Outcomes(success=success, num_steps=np.full(20, 9), temperature=0.0)
 
     monkeypatch.setattr(learn, "best_decoding", measured)
     cloning = begin.cloning
 
     def watched(policy: SmallPolicy, episodes: list[Episode], *args: Any, **settings: Any) -> Training:
-        cloned.append(len(episodes))
+        cloned.append([episode.start for episode in episodes])
         return cloning(policy, episodes, *args, **settings)
 
     monkeypatch.setattr(begin, "cloning", watched)
     job.experiment = replace(job.experiment, demos=replace(job.experiment.demos, base_at_most=0.5))
     append_episodes(job.dataset("demonstrations"), [recorded(103, 5, policy="expert")], fps=job.fps)
     job.root.complete("demos", 1.0, {})
-    job.round, every = 1, job.demonstrations()
+    job.round, every = 1, [episode.start for episode in job.demonstrations()]
     learn.sft(job)
-    assert cloned == list(range(3, left - 1, -1))
+    assert cloned == [[every[i] for i in chosen] for chosen in tried] and not asked
     seen = [episode.start for episode in job.demonstrations()]
-    assert seen == [episode.start for episode in every[:left]], "later stages see what the base policy was cloned from"
-    assert (job.root.summary("sft") or {})["demonstrations"] == left
+    assert seen == cloned[-1], "later stages see what the base policy was cloned from"
+
+
+def test_many_demonstrations_are_halved_until_one_is_left_and_then_taken_one_by_one() -> None:
+    assert [len(chosen) for chosen in learn._fewer(60)[:6]] == [60, 30, 15, 7, 3, 1]
+    assert learn._fewer(1) == [range(1)] and learn._fewer(4)[2:] == [range(i, i + 1) for i in range(4)]

@@ -201,6 +201,9 @@ def test_verified_successes_are_those_of_both_dreams_at_the_later_frame() -> Non
     assert (single.success | ~found.success).all() and (found.num_steps >= single.num_steps).all()
     assert found.success.sum() > 0 and free.trusted.all()
     assert not torch.equal(found.num_steps, single.num_steps), "noise must make a difference somewhere"
+    followed = play(shadowed(threshold, noise=2.0, verify=True, max_doubt=2.0))
+    assert torch.equal(found.num_steps, followed.num_steps), "a shadow that is late sees what one from the start sees"
+    assert torch.equal(found.success, followed.success)
 
 
 def test_what_two_dreams_show_differently_is_not_trusted() -> None:

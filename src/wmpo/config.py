@@ -50,8 +50,9 @@ class DemosConfig:
     recorded: str = ""
     "A dataset of solved episodes to take instead: the first ones of it, and no expert plays."
     base_at_most: float = 1.0
-    """While the base policy clearly solves more of the validation starts than this share, it is cloned again from one
-    demonstration fewer: the paper's base policies solve 20 to 50 %, which leaves something to learn. 1: never."""
+    """While the base policy clearly solves more of the validation starts than this share, it is cloned again from half
+    as many demonstrations, at last from each by itself: the paper's base policies solve 20 to 50 %, which leaves
+    something to learn. 1: never."""
 
 
 @dataclass(frozen=True, kw_only=True)

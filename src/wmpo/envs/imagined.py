@@ -13,7 +13,7 @@ from torch import Tensor
 from wmpo.envs.clock import Clock
 from wmpo.envs.workspace import Workspace
 from wmpo.nn import picture_distance
-from wmpo.protocols import RewardModel, WorldModel
+from wmpo.protocols import Context, RewardModel, WorldModel
 from wmpo.reward.detector import Detector, frames_seen
 from wmpo.rng import row_normal
 from wmpo.types import ChunkStep, Observation, Starts
@@ -21,26 +21,50 @@ from wmpo.types import ChunkStep, Observation, Starts
 
 class Shadow:
     """The same episodes imagined a second time, with the same actions but other noise and, if ``world_model`` is a
-    finer one, in smaller steps. Where both dreams agree, neither chance nor a hasty flow decided."""
+    finer one, in smaller steps. Where both dreams agree, neither chance nor a hasty flow decided. Rows are imagined only
+    from when they are first asked about, up to then all at once."""
 
     def __init__(self, world_model: WorldModel, reward_model: RewardModel, *, seed: int) -> None:
         self.world_model, self.reward_model, self.seed = world_model, reward_model, seed
 
     def begin(self, frames: UInt8[Tensor, "B H h w 3"], keys: list[int], every: int) -> None:
-        self._context, self._keys = self.world_model.begin(frames), keys
+        self._frames, self._keys = frames, keys
         self._detector = Detector(self.reward_model, frames[:, -1], every)
+        self._chunks: list[Tensor] = []
+        self._groups: list[tuple[Tensor, Context]] = []  # rows and their context, by when they were asked about first
+        self.first, self.last = torch.zeros(len(keys), dtype=torch.long), frames[:, -1].clone()
+        "Which frame of each row's last chunk is the first solved one (0: none) [B], and its last frame [B h w 3]."
+        self.solved = torch.zeros(len(keys), dtype=torch.bool)
+        "Rows that had shown success before that chunk [B]."
 
-    def follow(
-        self, chunk: Float[Tensor, "R K A"], rows: Int[Tensor, " R"], kept: Int[Tensor, " R"], number: int
-    ) -> tuple[Int[Tensor, " R"], UInt8[Tensor, "R h w 3"]]:
-        """Which frame of the chunk is the first solved one (0: none), and the last frame. ``kept`` are the places of
-        ``rows`` in the context of the chunk before."""
+    def follow(self, chunk: Float[Tensor, "B K A"], rows: Int[Tensor, " R"]) -> None:
+        """Every row's next actions, and the rows to imagine with them."""
+        self._chunks.append(chunk)
+        groups, new = [], rows
+        for members, context in self._groups:
+            kept = torch.isin(members, rows).nonzero().squeeze(1)
+            new = new[~torch.isin(new, members)]
+            if len(kept):
+                chosen = members[kept]
+                context = self._advance(chosen, self.world_model.select(context, kept), len(self._chunks) - 1)
+                groups.append((chosen, context))
+        if len(new):
+            context = self.world_model.begin(self._frames[new])
+            for number in range(len(self._chunks)):
+                context = self._advance(new, context, number)
+            groups.append((new, context))
+        self._groups = groups
+
+    def _advance(self, rows: Int[Tensor, " R"], context: Context, number: int) -> Context:
+        """One chunk further."""
+        chunk = self._chunks[number]
         shape = self.world_model.noise_shape(chunk.shape[1])
         noise = row_normal(self.seed, "shadow", [self._keys[r] for r in rows.tolist()], number, shape)
-        context = self.world_model.select(self._context, kept)
         shown = frames_seen(self.reward_model.window, self._detector.every, shape[0])
-        frames, self._context = self.world_model.imagine(context, chunk, noise, shown)
-        return self._detector.update(frames, rows)[0], frames[:, -1]
+        frames, context = self.world_model.imagine(context, chunk[rows], noise, shown)
+        self.solved[rows] |= self.first[rows] > 0
+        self.first[rows], self.last[rows] = self._detector.update(frames, rows)[0], frames[:, -1]
+        return context
 
 
 class ImaginedEnv:
@@ -55,7 +79,8 @@ class ImaginedEnv:
         score_every: imagined frames between two looks for success; it must divide those of a chunk. With more than 1
             only frames that the reward model sees are decoded and returned, a chunk's last one among them.
 
-    ``doubt`` [B] is that difference after each row's last chunk; zeros without a shadow. ``peak`` [B] is the reward
+    ``doubt`` [B] is that difference after the last chunk that a row's shadow was asked about: every chunk, or with
+    ``verify`` alone those from its first success on; zeros before. ``peak`` [B] is the reward
     model's highest logit in each row so far.
     """
 
@@ -95,7 +120,7 @@ class ImaginedEnv:
         self._context, self._rows = self.world_model.begin(starts.frames), torch.arange(len(starts))
         self._detector = Detector(self.reward_model, self._last, self.score_every)
         self._position = starts.travelled
-        self._shown = torch.zeros(2, len(starts), dtype=torch.bool)
+        self._solved = torch.zeros(len(starts), dtype=torch.bool)
         self.doubt, self.peak = torch.zeros(len(starts)), torch.full((len(starts),), -math.inf)
         if self.shadow is not None:
             self.shadow.begin(starts.frames, self._keys, self.score_every)
@@ -123,10 +148,12 @@ class ImaginedEnv:
         self._last = frames[:, -1]
         solved_after, doubted = (torch.zeros(len(self._last), dtype=kind) for kind in (torch.long, torch.bool))
         if self.shadow is not None:
-            second, last = self.shadow.follow(chunk[rows], rows, kept, self._clock.chunk)
-            self.doubt[rows] = picture_distance(last, self._last[rows])
+            claimed = self._solved[rows] | (first > 0)
+            asked = rows[claimed] if self.verify and self.max_doubt is None else rows
+            self.shadow.follow(chunk, asked)
+            self.doubt[asked] = picture_distance(self.shadow.last[asked], self._last[asked])
             doubted[rows] = self.doubt[rows] > (math.inf if self.max_doubt is None else self.max_doubt)
-            first = self._both(first, second, rows) if self.verify else first
+            first = self._both(first, self.shadow.first[rows], rows) if self.verify else first
         solved_after[rows] = first * self.world_model.frame_stride
         return replace(self._clock.tick(frames, solved_after), trusted=~doubted)
 
@@ -139,7 +166,8 @@ class ImaginedEnv:
 
     def _both(self, first: Int[Tensor, " R"], second: Int[Tensor, " R"], rows: Int[Tensor, " R"]) -> Int[Tensor, " R"]:
         """The frame of this chunk at which the later of both dreams shows success, 0 while one has not."""
-        before = self._shown[:, rows]
+        assert self.shadow is not None
+        before = torch.stack([self._solved[rows], self.shadow.solved[rows]])
         now = torch.stack([first, second])
-        self._shown[:, rows] = before | (now > 0)
-        return torch.where(self._shown[:, rows].all(dim=0), (now * ~before).amax(dim=0), 0)
+        self._solved[rows] |= first > 0
+        return torch.where((before | (now > 0)).all(dim=0), (now * ~before).amax(dim=0), 0)

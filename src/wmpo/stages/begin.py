@@ -135,15 +135,18 @@ class ImproveSpec(RunSpec):
 class SFTSpec(RunSpec):
     """A :class:`wmpo.execution.local.TrainingSpec`, as all that follow: the base policy, of some demonstrations."""
 
-    number: int
+    chosen: range
+
+    def episodes(self, job: Job) -> list[Episode]:
+        return job.demonstrations()[self.chosen.start : self.chosen.stop]
 
     def network(self) -> Any:
         job = self.job()
-        return new_policy(job, job.demonstrations()[: self.number])
+        return new_policy(job, self.episodes(job))
 
     def training(self, network: Any, division: Division) -> Training:
         job = self.job()
-        return self.begin(job, network, job.demonstrations()[: self.number], division)
+        return self.begin(job, network, self.episodes(job), division)
 
     @staticmethod
     def begin(job: Job, policy: PolicyNet, episodes: Sequence[Episode], division: Division = WHOLE) -> Training:

@@ -135,7 +135,8 @@ class Job:
     def demonstrations(self) -> list[Episode]:
         """Those that the base policy was cloned from; all, before it was."""
         episodes = read_episodes(self.dataset("demonstrations"))
-        return episodes[: (self.root.summary("sft") or {}).get("demonstrations", len(episodes))]
+        start, stop = (self.root.summary("sft") or {}).get("demonstrations", (0, len(episodes)))
+        return episodes[start:stop]
 
     def shares(self) -> list[tuple[int, int]]:
         """(episodes, of these held out) of the rounds up to the present one."""

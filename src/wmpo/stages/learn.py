@@ -59,29 +59,40 @@ def sft(job: Job) -> None:
     """Clones the demonstrations: the base policy. Fewer of them where it would leave too little to learn."""
     require(job, "sft", "demos")
     log, experiment, episodes = job.log("sft"), job.experiment, job.demonstrations()
-    most, number = experiment.demos.base_at_most, len(episodes)
-    policy = _cloned(job, log, episodes)
-    while number > 1 and most < 1 and not experiment.collect.recorded:  # a robot's episodes come without a simulator
+    most, tried = experiment.demos.base_at_most, _fewer(len(episodes))
+    if most == 1 or experiment.collect.recorded:  # a robot's episodes come without a simulator
+        tried = tried[:1]
+    for chosen in tried:
+        policy = _cloned(job, log, chosen)
+        if chosen == tried[-1]:
+            break
         env = job.real_env(Purpose("validation", "base"), frame_stride=experiment.policy.chunk_size)
-        solved = best_decoding(job, log, env, policy, f"base of {number}").success
+        which = f"demonstrations {chosen.start + 1} to {chosen.stop}"
+        solved = best_decoding(job, log, env, policy, f"base of {which}", experiment.evaluate.num_validation).success
         rate, error = solved.mean(), solved.std() / len(solved) ** 0.5
         if rate - error <= most:
             break
-        number -= 1
-        log.note(f"solves {100 * rate:.0f} % of {len(solved)} validation starts: cloned again from {number}")
-        policy = _cloned(job, log, episodes[:number])
+        log.note(f"{which}: solves {100 * rate:.0f} % of {len(solved)} validation starts, cloned again from fewer")
     models.save_policy(job.root, "base", policy, experiment.env.instruction())
     size = sum(p.numel() for p in policy.parameters())
-    of = "" if number == len(episodes) else f", of {number} of {len(episodes)} demonstrations"
-    summary = {"parameters": size, "demonstrations": number}
+    of = "" if len(chosen) == len(episodes) else f", of {len(chosen)} of {len(episodes)} demonstrations"
+    summary = {"parameters": size, "demonstrations": [chosen.start, chosen.stop]}
     finish(log, summary, f"base policy of {size / 1e6:.1f} M parameters{of}")
 
 
-def _cloned(job: Job, log: StageLog, episodes: list[Episode]) -> PolicyNet:
+def _fewer(count: int) -> list[range]:
+    """All demonstrations, half of them and so on, and then each by itself: they differ."""
+    halves = [range(count >> i) for i in range(count.bit_length() - 1)]
+    return [*halves, *(range(i, i + 1) for i in range(count))]
+
+
+def _cloned(job: Job, log: StageLog, chosen: range) -> PolicyNet:
     """A new policy, of these demonstrations."""
-    policy, spec = new_policy(job, episodes), SFTSpec(*fields_of(job), len(episodes))
+    spec = SFTSpec(*fields_of(job), chosen)
+    episodes = spec.episodes(job)
+    policy = new_policy(job, episodes)
     if not (isinstance(policy, OpenVLAOFT | SmolVLA) and policy.config.fine_tuned):
-        checkpoint = job.root.checkpoint(f"sft-{len(episodes)}")
+        checkpoint = job.root.checkpoint(f"sft-{chosen.start}-{chosen.stop}")
         own = partial(spec.begin, job, policy, episodes)
         with trainer(job.experiment.execution, spec, _module(policy), own) as training:
             fit(training, job.experiment.sft.fit, checkpoint=checkpoint, log=log)
@@ -186,8 +197,8 @@ def reward(job: Job) -> None:
 
 
 def _on_policy(job: Job, dream: WorldModelNet, net: RewardModel) -> dict[str, float]:
-    """The threshold at which the policy that will be improved solves as many in the dream, twice from each of the same
-    starts, as when its episodes were collected; {} if it solved all or none.
+    """The threshold at which the policy that will be improved solves as many in the dream, four times from each of the
+    same starts, as when its episodes were collected; {} if it solved all or none.
 
     Replays do not see this: a policy that looks at imagined frames goes on as if what they show were true, so the same
     policy succeeds more often there than its recorded actions do.
@@ -198,12 +209,12 @@ def _on_policy(job: Job, dream: WorldModelNet, net: RewardModel) -> dict[str, fl
     if not 0 < rate < 1:
         return {}
     starts = imagined_starts(episodes)
-    twice = torch.arange(2 * len(starts))
+    repeats = torch.arange(4 * len(starts))
     net.threshold = math.inf  # episodes are imagined to their end
     env = dream_of(job, job.round, dream, net)
     temperature = job.experiment.improve.temperature
     run_episodes(
-        env, policy_of(job, number), starts.rows(twice % len(starts)).with_ids(twice, twice),
+        env, policy_of(job, number), starts.rows(repeats % len(starts)).with_ids(repeats, repeats),
         temperature=temperature, seed=job.noise_seed,
     )  # fmt: skip
     return {"threshold": threshold_of(env.peak.numpy(), rate), "success": rate, "n": len(episodes)}

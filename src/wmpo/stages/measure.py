@@ -46,7 +46,8 @@ def evaluate(job: Job) -> None:
     places = {"base": job.root, "improved": job.folder}
     policies = {name: load_policy(place, name) for name, place in places.items()}
     env = job.real_env(Purpose("test", ""), frame_stride=job.experiment.policy.chunk_size)
-    validated = {name: best_decoding(job, log, env, policy, name) for name, policy in policies.items()}
+    count = job.experiment.evaluate.num_validation
+    validated = {name: best_decoding(job, log, env, policy, name, count) for name, policy in policies.items()}
     solved = {name: int(outcomes.success.sum()) for name, outcomes in validated.items()}
     handed_in = "base" if loss(*(validated[name].success.tolist() for name in POLICIES)) > 1 else "improved"
     tested = {
@@ -90,11 +91,10 @@ def _test(job: Job, env: SimulatedEnv, policy: PolicyNet, name: str, log: StageL
     return {"greedy": played[0.0], "sampled": played[1.0], "best": played[best]}
 
 
-def best_decoding(job: Job, log: StageLog, env: SimulatedEnv, policy: PolicyNet, name: str) -> Outcomes:
-    """Of the decoding that solves most validation starts; the least random one of equals."""
-    config = job.experiment.evaluate
-    ordered = sorted(config.temperatures)
-    tried = [play_once(job, log, env, policy, "validation", name, config.num_validation, t) for t in ordered]
+def best_decoding(job: Job, log: StageLog, env: SimulatedEnv, policy: PolicyNet, name: str, count: int) -> Outcomes:
+    """Of the decoding that solves most of the first validation starts; the least random one of equals."""
+    ordered = sorted(job.experiment.evaluate.temperatures)
+    tried = [play_once(job, log, env, policy, "validation", name, count, t) for t in ordered]
     return max(tried, key=lambda outcomes: outcomes.success.mean())
 
 
@@ -145,10 +145,12 @@ def _compare(job: Job, outcomes: dict[str, dict[str, Outcomes]]) -> dict[str, An
 
 
 def _imagined_success(job: Job, number: int, policy: PolicyNet) -> float:
-    """In the dream of a round, from where the episodes began that it has learned from, sampled. The base policy's is to
-    be compared with what the first collection measured: a later dream has seen little of what that policy does."""
+    """In the dream of a round, twice from where each of the episodes began that it has learned from, sampled. The base
+    policy's is to be compared with what the first collection measured: a later dream has seen little of what that
+    policy does."""
     temperature, (learn, held_out) = job.experiment.improve.temperature, replace(job, round=number).collected()
-    starts = imagined_starts([*learn, *held_out])
+    starts, twice = imagined_starts([*learn, *held_out]), torch.arange(2 * (len(learn) + len(held_out)))
+    starts = starts.rows(twice % len(starts)).with_ids(twice, twice)
     rollouts = run_episodes(imagined_env(job, number), policy, starts, temperature=temperature, seed=job.seed)
     return float(rollouts.success.float().mean())
 

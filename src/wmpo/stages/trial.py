@@ -44,7 +44,7 @@ def trial(job: Job, method: str, *, policy: PolicyNet, budget: int, number: int 
     name, config = f"{method}, round {number}" if number else method, job.experiment.evaluate
     log = StageLog(job.folder_of(number or 1), f"{method}-test", label=f"{method}-test", quiet=job.quiet)
     env = job.real_env(Purpose("test", name), frame_stride=job.experiment.policy.chunk_size)
-    best = best_decoding(job, log, env, policy, name)
+    best = best_decoding(job, log, env, policy, name, job.experiment.evaluate.num_validation)
     base = job.root.summary(f"{BASE}-test") if method != BASE else None
     if base and loss(base["validated"], best.success.tolist()) > 1:
         handed_in = BASE
