@@ -21,8 +21,8 @@ from wmpo.types import ChunkStep, Observation, Starts
 
 class Shadow:
     """The same episodes imagined a second time, with the same actions but other noise and, if ``world_model`` is a
-    finer one, in smaller steps. Where both dreams agree, neither chance nor a hasty flow decided. Rows are imagined only
-    from when they are first asked about, up to then all at once."""
+    finer one, in smaller steps. Where both dreams agree, neither chance nor a hasty flow decided. A row is imagined only
+    once it is asked about, then all that it has played until then."""
 
     def __init__(self, world_model: WorldModel, reward_model: RewardModel, *, seed: int) -> None:
         self.world_model, self.reward_model, self.seed = world_model, reward_model, seed
@@ -80,8 +80,8 @@ class ImaginedEnv:
             only frames that the reward model sees are decoded and returned, a chunk's last one among them.
 
     ``doubt`` [B] is that difference after the last chunk that a row's shadow was asked about: every chunk, or with
-    ``verify`` alone those from its first success on; zeros before. ``peak`` [B] is the reward
-    model's highest logit in each row so far.
+    ``verify`` alone those from its first success on; zeros before. ``peak`` [B] is the reward model's highest logit in
+    each row so far.
     """
 
     def __init__(
