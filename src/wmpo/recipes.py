@@ -28,7 +28,7 @@ from wmpo.train.fit import FitConfig
 from wmpo.train.reward import RewardTraining
 from wmpo.train.sft import CloneConfig, RFTConfig, SFTConfig
 from wmpo.train.tokenizer import TokenizerTraining
-from wmpo.train.wmpo import GuardConfig, ImproveConfig
+from wmpo.train.wmpo import ImproveConfig
 from wmpo.train.world_model import WorldModelTraining
 from wmpo.world_model.small import SmallWorldModelConfig
 from wmpo.world_model.tokenizer import TokenizerConfig
@@ -36,9 +36,7 @@ from wmpo.world_model.tokenizer import TokenizerConfig
 
 def quickstart() -> Experiment:
     """Meta-World, one task, two CPU cores: demonstrations in, a better policy and a report out."""
-    return Experiment(
-        demos=DemosConfig(base_at_most=0.5), improve=ImproveConfig(guards=GuardConfig(verify=True))
-    )  # fmt: skip
+    return Experiment(demos=DemosConfig(base_at_most=0.5))
 
 
 def tiny() -> Experiment:

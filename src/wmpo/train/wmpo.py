@@ -24,7 +24,7 @@ from wmpo.types import Starts
 
 @dataclass(frozen=True, kw_only=True)
 class GuardConfig:
-    """Guards against learning from what only the dream shows. Off, as in the paper; ``quickstart`` verifies."""
+    """Guards against learning from what only the dream shows. Off, as in the paper."""
 
     verify: bool = False
     "An imagined success counts only when the same actions succeed again under other noise and in smaller steps."
