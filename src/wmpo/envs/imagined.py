@@ -21,8 +21,8 @@ from wmpo.types import ChunkStep, Observation, Starts
 
 class Shadow:
     """The same episodes imagined a second time, with the same actions but other noise and, if ``world_model`` is a
-    finer one, in smaller steps. Where both dreams agree, neither chance nor a hasty flow decided. A row is imagined only
-    once it is asked about, then all that it has played until then."""
+    finer one, in smaller steps. Where both dreams agree, neither chance nor a hasty flow decided. A row is imagined
+    once it is asked about: then all that it has played until then."""
 
     def __init__(self, world_model: WorldModel, reward_model: RewardModel, *, seed: int) -> None:
         self.world_model, self.reward_model, self.seed = world_model, reward_model, seed
