@@ -14,9 +14,10 @@ from torch import nn
 
 from wmpo.data.episode import Episode
 from wmpo.data.lerobot import append_episodes
+from wmpo.envs.simulated import Purpose
 from wmpo.evaluation.policy import Outcomes
 from wmpo.policy.small import SmallPolicy
-from wmpo.stages import begin, learn
+from wmpo.stages import begin, learn, measure
 from wmpo.stages.job import Job
 from wmpo.train.fit import Training
 
@@ -76,11 +77,11 @@ def test_a_base_policy_that_solves_too_much_is_cloned_again_from_fewer_demonstra
     """Half as many, then each by itself; there is nothing after the last one that could be asked about."""
     asked, cloned = list(rates), []
 
-    def measured(job: Job, log: object, env: object, policy: SmallPolicy, name: str, count: int) -> Outcomes:
+    def measured(job: Job, log: object, env: object, policy: SmallPolicy, name: str) -> Outcomes:
         success = np.arange(20) < round(20 * asked.pop(0))
         return Outcomes(success=success, num_steps=np.full(20, 9), temperature=0.0)
 
-    monkeypatch.setattr(learn, "best_decoding", measured)
+    monkeypatch.setattr(learn, "best_decoding", measured)  # the one in measure, asked below, is the real one
     cloning = begin.cloning
 
     def watched(policy: SmallPolicy, episodes: list[Episode], *args: Any, **settings: Any) -> Training:
@@ -96,6 +97,12 @@ def test_a_base_policy_that_solves_too_much_is_cloned_again_from_fewer_demonstra
     assert cloned == [[every[i] for i in chosen] for chosen in tried] and not asked
     seen = [episode.start for episode in job.demonstrations()]
     assert seen == cloned[-1], "later stages see what the base policy was cloned from"
+    known = len(rates) == len(tried)
+    assert ((job.root.summary("sft") or {})["validated"] is not None) == known
+    if known:  # real episodes are dear
+        env = job.real_env(Purpose("validation", "base"), frame_stride=1)
+        again = measure.best_decoding(job, job.log("evaluate"), env, learn.policy_of(job, 1), "base")
+        assert again.success.mean() == rates[-1] and again.num_steps.tolist() == [9] * 20
 
 
 def test_many_demonstrations_are_halved_until_one_is_left_and_then_taken_one_by_one() -> None:

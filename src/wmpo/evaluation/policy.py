@@ -34,6 +34,18 @@ class Outcomes:
             "decoding": decoding(self.temperature),
         }
 
+    def kept(self) -> dict[str, Any]:
+        """As JSON; :meth:`of` reads it again."""
+        return {
+            "success": self.success.tolist(), "num_steps": self.num_steps.tolist(), "temperature": self.temperature
+        }  # fmt: skip
+
+    @classmethod
+    def of(cls, kept: dict[str, Any]) -> Outcomes:
+        return cls(
+            success=np.array(kept["success"]), num_steps=np.array(kept["num_steps"]), temperature=kept["temperature"]
+        )
+
 
 def decoding(temperature: float) -> str:
     return "greedy" if temperature == 0 else f"T = {temperature:g}"

@@ -63,20 +63,22 @@ def sft(job: Job) -> None:
     if most == 1 or experiment.collect.recorded:  # a robot's episodes come without a simulator
         tried = tried[:1]
     for chosen in tried:
-        policy = _cloned(job, log, chosen)
+        policy, found = _cloned(job, log, chosen), None
         if chosen == tried[-1]:
             break
         env = job.real_env(Purpose("validation", "base"), frame_stride=experiment.policy.chunk_size)
         which = f"demonstrations {chosen.start + 1} to {chosen.stop}"
-        solved = best_decoding(job, log, env, policy, f"base of {which}", experiment.evaluate.num_validation).success
-        rate, error = solved.mean(), solved.std() / len(solved) ** 0.5
+        found = best_decoding(job, log, env, policy, f"base of {which}")
+        rate, error = found.success.mean(), found.success.std() / len(found.success) ** 0.5
         if rate - error <= most:
             break
-        log.note(f"{which}: solves {100 * rate:.0f} % of {len(solved)} validation starts, cloned again from fewer")
+        log.note(
+            f"{which}: solves {100 * rate:.0f} % of {len(found.success)} validation starts, cloned again from fewer"
+        )
     models.save_policy(job.root, "base", policy, experiment.env.instruction())
     size = sum(p.numel() for p in policy.parameters())
     of = "" if len(chosen) == len(episodes) else f", of {len(chosen)} of {len(episodes)} demonstrations"
-    summary = {"parameters": size, "demonstrations": [chosen.start, chosen.stop]}
+    summary = {"parameters": size, "demonstrations": [chosen.start, chosen.stop], "validated": found and found.kept()}
     finish(log, summary, f"base policy of {size / 1e6:.1f} M parameters{of}")
 
 

@@ -46,8 +46,7 @@ def evaluate(job: Job) -> None:
     places = {"base": job.root, "improved": job.folder}
     policies = {name: load_policy(place, name) for name, place in places.items()}
     env = job.real_env(Purpose("test", ""), frame_stride=job.experiment.policy.chunk_size)
-    count = job.experiment.evaluate.num_validation
-    validated = {name: best_decoding(job, log, env, policy, name, count) for name, policy in policies.items()}
+    validated = {name: best_decoding(job, log, env, policy, name) for name, policy in policies.items()}
     solved = {name: int(outcomes.success.sum()) for name, outcomes in validated.items()}
     handed_in = "base" if loss(*(validated[name].success.tolist() for name in POLICIES)) > 1 else "improved"
     tested = {
@@ -91,10 +90,15 @@ def _test(job: Job, env: SimulatedEnv, policy: PolicyNet, name: str, log: StageL
     return {"greedy": played[0.0], "sampled": played[1.0], "best": played[best]}
 
 
-def best_decoding(job: Job, log: StageLog, env: SimulatedEnv, policy: PolicyNet, name: str, count: int) -> Outcomes:
-    """Of the decoding that solves most of the first validation starts; the least random one of equals."""
-    ordered = sorted(job.experiment.evaluate.temperatures)
-    tried = [play_once(job, log, env, policy, "validation", name, count, t) for t in ordered]
+def best_decoding(job: Job, log: StageLog, env: SimulatedEnv, policy: PolicyNet, name: str) -> Outcomes:
+    """Of the decoding that solves most validation starts; the least random one of equals. The base policy does not play
+    again if ``sft`` has found that it does not solve too much."""
+    known = (job.root.summary("sft") or {}).get("validated")
+    if name == "base" and known:
+        return Outcomes.of(known)
+    config = job.experiment.evaluate
+    ordered = sorted(config.temperatures)
+    tried = [play_once(job, log, env, policy, "validation", name, config.num_validation, t) for t in ordered]
     return max(tried, key=lambda outcomes: outcomes.success.mean())
 
 
