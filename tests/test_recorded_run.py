@@ -105,6 +105,8 @@ def _check_stages(job: Job) -> None:
     assert (dream.action_high - dream.action_low > (HIGH - LOW) / 2).all(), "as in the demonstrations"
     assert (job.folder.summary("reward") or {})["on_policy"] == {}, "who acted is not known"
     assert not job.root.ledger.exists(), "no episode was played"
+    seen = [*read_episodes(job.dataset("demonstrations")), *read_episodes(job.dataset("collected"))]
+    assert len({episode.start for episode in seen}) == 15, "every episode has a start of its own"
     assert job.root.summary("fidelity") is not None
 
 

@@ -13,7 +13,7 @@ import torch
 from wmpo.data.episode import Episode
 from wmpo.data.lerobot import append_episodes, num_episodes, open_lerobot, read_episodes
 from wmpo.data.source import Keys
-from wmpo.data.splits import simulator_starts, start_seeds
+from wmpo.data.splits import Split, simulator_starts, start_seeds
 from wmpo.envs.simulated import Purpose, SimulatedEnv
 from wmpo.evaluation.audit import signed
 from wmpo.protocols import Policy
@@ -31,7 +31,9 @@ def demos(job: Job) -> None:
     """Records successful episodes of the scripted expert, with noise on its actions."""
     log, config, root = job.log("demos"), job.experiment.demos, job.dataset("demonstrations")
     if config.recorded and num_episodes(root) == 0:
-        taken = taken_from(job, Path(config.recorded), 0, config.num_episodes, "record more of them")
+        taken = taken_from(
+            job, Path(config.recorded), 0, config.num_episodes, "record more of them", split="demonstrations"
+        )
         if failed := [i for i, episode in enumerate(taken) if not episode.success]:
             raise ValueError(f"{config.recorded}: episodes {failed[:4]} are not solved, so they demonstrate nothing")
         append_episodes(root, [episode.until_solved() for episode in taken], fps=job.fps)
@@ -110,8 +112,9 @@ def collect(job: Job) -> None:
     finish(log, summary, text)
 
 
-def taken_from(job: Job, source: Path, first: int, count: int, more: str) -> list[Episode]:
-    """Episodes ``first .. first + count - 1`` of a recorded dataset, each with a start of its own.
+def taken_from(job: Job, source: Path, first: int, count: int, more: str, split: Split = "robot") -> list[Episode]:
+    """Episodes ``first .. first + count - 1`` of a recorded dataset, each with a start of its own, named as those of
+    ``split`` are.
 
     Raises ValueError when there are fewer, which says what to do (``more``), or when they are not as this run's.
     """
@@ -149,7 +152,7 @@ def taken_from(job: Job, source: Path, first: int, count: int, more: str) -> lis
     ):
         if found != wanted:
             raise ValueError(f"{source} has {found} where this run has {wanted}; {fix}")
-    starts = start_seeds("robot", job.seed, first, count)
+    starts = start_seeds(split, job.seed, first, count)
     return [
         replace(episode, start=i, episode_id=i, views=env.views) for i, episode in zip(starts, episodes, strict=True)
     ]
