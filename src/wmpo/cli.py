@@ -46,7 +46,7 @@ ABOUT = {
     "completion": "a script for the shell that completes commands and flags: wmpo completion bash|zsh",
 }
 """Commands, in the order in which they are told."""
-DISTRIBUTED = ("run", "sft", "world-model", "reward", "clone", "improve")
+DISTRIBUTED = ("run", "sft", "world-model", "reward", "clone", "improve", *cli_compare.KINDS)
 """Commands that use more than this process."""
 APART = {"data": cli_data, "serve": cli_serve, "label": cli_label, "log": cli_log, "robot": cli_robot}
 """Commands that take no recipe."""

@@ -95,6 +95,7 @@ def main(command: str, name: str, rest: list[str]) -> None:
         )
     settings = tyro.cli(kind, args=rest, default=default, prog=f"wmpo {command} {name}")
     plan, path = settings.plan(name), settings.runs / settings.name
+    settings.experiment.execution.prepare()
     failed: list[str] = []
     if settings.show:
         if saved is None:
