@@ -77,7 +77,8 @@ def test_a_base_policy_that_solves_too_much_is_cloned_again_from_fewer_demonstra
     """Half as many, then each by itself; there is nothing after the last one that could be asked about."""
     asked, cloned = list(rates), []
 
-    def measured(job: Job, log: object, env: object, policy: SmallPolicy, name: str) -> Outcomes:
+    def measured(job: Job, log: object, env: object, policy: SmallPolicy, name: str, *, enough: float) -> Outcomes:
+        assert enough == 0.5
         success = np.arange(20) < round(20 * asked.pop(0))
         return Outcomes(success=success, num_steps=np.full(20, 9), temperature=0.0)
 

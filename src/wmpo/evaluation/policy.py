@@ -34,6 +34,10 @@ class Outcomes:
             "decoding": decoding(self.temperature),
         }
 
+    def clearly_above(self, rate: float) -> bool:
+        """By more than one standard error."""
+        return bool(self.success.mean() - self.success.std() / len(self.success) ** 0.5 > rate)
+
     def kept(self) -> dict[str, Any]:
         """As JSON; :meth:`of` reads it again."""
         return {

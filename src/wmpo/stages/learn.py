@@ -68,13 +68,11 @@ def sft(job: Job) -> None:
             break
         env = job.real_env(Purpose("validation", "base"), frame_stride=experiment.policy.chunk_size)
         which = f"demonstrations {chosen.start + 1} to {chosen.stop}"
-        found = best_decoding(job, log, env, policy, f"base of {which}")
-        rate, error = found.success.mean(), found.success.std() / len(found.success) ** 0.5
-        if rate - error <= most:
+        found = best_decoding(job, log, env, policy, f"base of {which}", enough=most)
+        if not found.clearly_above(most):
             break
-        log.note(
-            f"{which}: solves {100 * rate:.0f} % of {len(found.success)} validation starts, cloned again from fewer"
-        )
+        solved = f"{100 * found.success.mean():.0f} % of {len(found.success)} validation starts"
+        log.note(f"{which}: solves {solved}, cloned again from fewer")
     models.save_policy(job.root, "base", policy, experiment.env.instruction())
     size = sum(p.numel() for p in policy.parameters())
     of = "" if len(chosen) == len(episodes) else f", of {len(chosen)} of {len(episodes)} demonstrations"

@@ -90,15 +90,21 @@ def _test(job: Job, env: SimulatedEnv, policy: PolicyNet, name: str, log: StageL
     return {"greedy": played[0.0], "sampled": played[1.0], "best": played[best]}
 
 
-def best_decoding(job: Job, log: StageLog, env: SimulatedEnv, policy: PolicyNet, name: str) -> Outcomes:
-    """Of the decoding that solves most validation starts; the least random one of equals. The base policy does not play
-    again if ``sft`` has found that it does not solve too much."""
+def best_decoding(
+    job: Job, log: StageLog, env: SimulatedEnv, policy: PolicyNet, name: str, *, enough: float = 1.0
+) -> Outcomes:
+    """Of the decoding that solves most validation starts; the least random one of equals. No further one is tried once
+    one clearly solves more than ``enough``. The base policy does not play again if ``sft`` has found that it does not
+    solve too much."""
     known = (job.root.summary("sft") or {}).get("validated")
     if name == "base" and known:
         return Outcomes.of(known)
     config = job.experiment.evaluate
-    ordered = sorted(config.temperatures)
-    tried = [play_once(job, log, env, policy, "validation", name, config.num_validation, t) for t in ordered]
+    tried: list[Outcomes] = []
+    for temperature in sorted(config.temperatures):
+        tried.append(play_once(job, log, env, policy, "validation", name, config.num_validation, temperature))
+        if tried[-1].clearly_above(enough):
+            break
     return max(tried, key=lambda outcomes: outcomes.success.mean())
 
 
