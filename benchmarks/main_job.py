@@ -3,8 +3,9 @@
     python benchmarks/main_job.py --tasks drawer-open-v3 --seeds 0 1 2
     python benchmarks/main_job.py --show
 
-Each run is `wmpo run quickstart` in a folder of its own, and its figures are a file of results/main_job; finished ones
-are not run again. Memory is the largest sum of proportional resident memory over the processes of the run.
+Each run is `wmpo run quickstart` with 256 test starts, in a folder of its own, and its figures are a file of
+results/main_job; finished ones are not run again. Memory is the largest sum of proportional resident memory over the
+processes of the run.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ def resident(root: int) -> int:
 
 def run(task: str, seed: int, runs: Path, extra: list[str], name: str = "") -> dict[str, Any]:
     name = name or f"{task}-seed{seed}"
-    command = ["wmpo", "run", "quickstart", "--name", name, "--seed", str(seed), "--env.task", task, *extra]
+    command = ["wmpo", "run", "quickstart", "--name", name, "--seed", str(seed), "--env.task", task]
+    command += ["--evaluate.num-test", "256", *extra]
     begun, peak, done = time.monotonic(), 0, threading.Event()
     process = subprocess.Popen([sys.executable, "-m", "wmpo.cli", *command[1:], "--runs", str(runs)])
 

@@ -101,7 +101,6 @@ def square() -> Experiment:
         env=RobosuiteConfig(task="Square"),
         max_chunks=23,
         demos=DemosConfig(num_episodes=60, noise=0.1),
-        evaluate=EvaluateConfig(num_test=128),  # the paper's number; an episode takes seconds
     )
 
 

@@ -74,7 +74,7 @@ def _paper(env: RobosuiteConfig, max_chunks: int) -> Experiment:
             grpo=GRPOConfig(learning_rate=5e-6, warmup_steps=1, weight_decay=1e-2, micro_batch=8),
             audit=AuditConfig(every=25, num_episodes=16),
         ),
-        evaluate=EvaluateConfig(num_test=128, num_validation=64, temperatures=(0.0, 1.0)),
+        evaluate=EvaluateConfig(temperatures=(0.0, 1.0)),
     )  # fmt: skip
 
 
