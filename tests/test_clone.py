@@ -14,6 +14,7 @@ from torch import nn
 
 from wmpo.data.episode import Episode
 from wmpo.data.lerobot import append_episodes
+from wmpo.envs.ledger import Ledger
 from wmpo.envs.simulated import Purpose
 from wmpo.evaluation.policy import Outcomes
 from wmpo.policy.small import SmallPolicy
@@ -104,6 +105,15 @@ def test_a_base_policy_that_solves_too_much_is_cloned_again_from_fewer_demonstra
         env = job.real_env(Purpose("validation", "base"), frame_stride=1)
         again = measure.best_decoding(job, job.log("evaluate"), env, learn.policy_of(job, 1), "base")
         assert again.success.mean() == rates[-1] and again.num_steps.tolist() == [9] * 20
+
+
+def test_what_the_check_of_the_base_policy_plays_is_in_the_ledger(job: Job) -> None:
+    job.experiment = replace(job.experiment, demos=replace(job.experiment.demos, base_at_most=0.99))
+    job.root.complete("demos", 1.0, {})
+    job.round, config = 1, job.experiment.evaluate
+    with job:
+        learn.sft(job)
+    assert Ledger(job.root.ledger).count() == {"validation": config.num_validation * len(config.temperatures)}
 
 
 def test_many_demonstrations_are_halved_until_one_is_left_and_then_taken_one_by_one() -> None:

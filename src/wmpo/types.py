@@ -63,6 +63,11 @@ class Starts:
     def with_ids(self, episode_id: Int[Tensor, " B"], group: Int[Tensor, " B"]) -> Starts:
         return replace(self, episode_id=episode_id, group=group)
 
+    def cycled(self, count: int) -> Starts:
+        """``count`` rows: these over and over, each an episode of its own."""
+        rows = torch.arange(count)
+        return self.rows(rows % len(self)).with_ids(rows, rows)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:

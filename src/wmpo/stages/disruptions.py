@@ -91,7 +91,7 @@ def _played(job: Job, log: StageLog, who: Contestant, disruption: Disruption, pu
         with env.disrupted(disruption, push):
             return play_starts(env, who.policy, starts, who.temperature, seed=job.seed)
 
-    return played_once(job, log, f"{who.name} {label} {count}", who.temperature, play_disrupted)
+    return played_once(log, f"{who.name} {label} {count}", play_disrupted)
 
 
 def _row(disruption: Disruption, pair: Pair) -> dict[str, Any]:

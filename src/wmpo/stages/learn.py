@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
-import torch
 from torch import nn
 
 from wmpo.data.episode import Episode
@@ -209,12 +208,11 @@ def _on_policy(job: Job, dream: WorldModelNet, net: RewardModel) -> dict[str, fl
     if not 0 < rate < 1:
         return {}
     starts = imagined_starts(episodes)
-    repeats = torch.arange(4 * len(starts))
     net.threshold = math.inf  # episodes are imagined to their end
     env = dream_of(job, job.round, dream, net)
     temperature = job.experiment.improve.temperature
     run_episodes(
-        env, policy_of(job, number), starts.rows(repeats % len(starts)).with_ids(repeats, repeats),
+        env, policy_of(job, number), starts.cycled(4 * len(starts)),
         temperature=temperature, seed=job.noise_seed,
     )  # fmt: skip
     return {"threshold": threshold_of(env.peak.numpy(), rate), "success": rate, "n": len(episodes)}

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from wmpo.checkpoint import read_json, write_json
@@ -125,20 +124,18 @@ def play_once(
         starts = simulator_starts(start_seeds(split, job.seed, 0, count), job.experiment.env.instruction())
         return play_starts(env, policy, starts, temperature, seed=job.seed)
 
-    return played_once(job, log, f"{split} {name} {temperature}", temperature, play_split)
+    return played_once(log, f"{split} {name} {temperature}", play_split)
 
 
-def played_once(job: Job, log: StageLog, key: str, temperature: float, play: Callable[[], Outcomes]) -> Outcomes:
+def played_once(log: StageLog, key: str, play: Callable[[], Outcomes]) -> Outcomes:
     """Episodes that an interrupted stage played already are not played again."""
     path = log.folder.path / "unfinished" / f"{log.stage}.json"
     played = read_json(path) if path.exists() else {}
     if key not in played:
-        outcomes = play()
-        played[key] = [outcomes.success.tolist(), outcomes.num_steps.tolist()]
+        played[key] = play().kept()
         write_json(path, played)
         log.keep_time()
-    success, num_steps = (np.array(column) for column in played[key])
-    return Outcomes(success=success, num_steps=num_steps, temperature=temperature)
+    return Outcomes.of(played[key])
 
 
 def _compare(job: Job, outcomes: dict[str, dict[str, Outcomes]]) -> dict[str, Any]:
@@ -159,9 +156,9 @@ def _imagined_success(job: Job, number: int, policy: PolicyNet) -> float:
     policy's is to be compared with what the first collection measured: a later dream has seen little of what that
     policy does."""
     temperature, (learn, held_out) = job.experiment.improve.temperature, replace(job, round=number).collected()
-    starts, twice = imagined_starts([*learn, *held_out]), torch.arange(2 * (len(learn) + len(held_out)))
-    starts = starts.rows(twice % len(starts)).with_ids(twice, twice)
-    rollouts = run_episodes(imagined_env(job, number), policy, starts, temperature=temperature, seed=job.seed)
+    starts = imagined_starts([*learn, *held_out])
+    twice = starts.cycled(2 * len(starts))
+    rollouts = run_episodes(imagined_env(job, number), policy, twice, temperature=temperature, seed=job.seed)
     return float(rollouts.success.float().mean())
 
 
@@ -170,8 +167,7 @@ def _throughput(job: Job, policy: PolicyNet, env: SimulatedEnv, pool: Starts) ->
     model by itself."""
     config, stride = job.experiment.evaluate, job.experiment.world_model.frame_stride
     dream = imagined_env(job, job.round)
-    rows = torch.arange(config.num_throughput) % len(pool)
-    starts = pool.rows(rows).with_ids(torch.arange(len(rows)), torch.arange(len(rows)))
+    starts = pool.cycled(config.num_throughput)
     seeds = start_seeds("throughput", job.seed, 0, config.num_throughput)
     env.purpose, env.frame_stride = Purpose("throughput", "base", 1.0, job.seed), stride
     real, _ = _speed(env, policy, simulator_starts(seeds, job.experiment.env.instruction()))

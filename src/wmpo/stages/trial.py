@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-import numpy as np
-
 from wmpo.data.splits import start_seeds
 from wmpo.envs.ledger import Ledger
 from wmpo.envs.simulated import Purpose
@@ -48,8 +46,7 @@ def trial(job: Job, method: str, *, policy: PolicyNet, budget: int, number: int 
     base = job.root.summary(f"{BASE}-test") if method != BASE else None
     if base and loss(base["validated"], best.success.tolist()) > 1:
         handed_in = BASE
-        success, num_steps = (np.array(base[key]) for key in ("success", "num_steps"))
-        outcomes = Outcomes(success=success, num_steps=num_steps, temperature=base["temperature"])
+        outcomes = Outcomes.of(base)
     else:
         handed_in = method
         outcomes = play_once(job, log, env, policy, "test", name, config.num_test, best.temperature)
@@ -59,13 +56,11 @@ def trial(job: Job, method: str, *, policy: PolicyNet, budget: int, number: int 
             f"{job.root.ledger}: {method} has played {cost.budget} real episodes, more than its {budget}"
         )
     summary = {
-        "temperature": outcomes.temperature,
+        **outcomes.kept(),
         "validation": float(best.success.mean()),
         "validated": best.success.tolist(),
         "handed_in": handed_in,
         "starts": start_seeds("test", job.seed, 0, config.num_test),
-        "success": outcomes.success.tolist(),
-        "num_steps": outcomes.num_steps.tolist(),
         "real_episodes": asdict(cost),
     }
     rate = 100 * outcomes.success.mean()
