@@ -196,8 +196,8 @@ def reward(job: Job) -> None:
 
 
 def _on_policy(job: Job, dream: WorldModelNet, net: RewardModel) -> dict[str, float]:
-    """The threshold at which the policy that will be improved solves as many in the dream, four times from each of the
-    same starts, as when its episodes were collected; {} if it solved all or none.
+    """The threshold at which the policy that will be improved solves as many in the dream, three times from each of
+    the same starts, as when its episodes were collected; {} if it solved all or none.
 
     Replays do not see this: a policy that looks at imagined frames goes on as if what they show were true, so the same
     policy succeeds more often there than its recorded actions do.
@@ -212,7 +212,7 @@ def _on_policy(job: Job, dream: WorldModelNet, net: RewardModel) -> dict[str, fl
     env = dream_of(job, job.round, dream, net)
     temperature = job.experiment.improve.temperature
     run_episodes(
-        env, policy_of(job, number), starts.cycled(4 * len(starts)),
+        env, policy_of(job, number), starts.cycled(3 * len(starts)),
         temperature=temperature, seed=job.noise_seed,
     )  # fmt: skip
     return {"threshold": threshold_of(env.peak.numpy(), rate), "success": rate, "n": len(episodes)}
