@@ -170,11 +170,11 @@ def _throughput(job: Job, policy: PolicyNet, env: SimulatedEnv, pool: Starts) ->
     starts = pool.cycled(config.num_throughput)
     seeds = start_seeds("throughput", job.seed, 0, config.num_throughput)
     env.purpose, env.frame_stride = Purpose("throughput", "base", 1.0, job.seed), stride
-    real, _ = _speed(env, policy, simulator_starts(seeds, job.experiment.env.instruction()))
-    _speed(dream, policy, starts)  # warm up
-    dream.seconds = dict.fromkeys(dream.seconds, 0.0)
-    imagined, seconds = _speed(dream, policy, starts)
-    share = {key: value / seconds for key, value in dream.seconds.items()}
+    before = _speed(dream, policy, starts)  # on both sides of the simulator, as machines change their speed
+    steps, seconds = _speed(env, policy, simulator_starts(seeds, job.experiment.env.instruction()))
+    after = _speed(dream, policy, starts)
+    real, imagined = steps / seconds, (before[0] + after[0]) / (before[1] + after[1])
+    share = {key: value / (before[1] + after[1]) for key, value in dream.seconds.items()}
     return {
         "real_steps_per_second": real,
         "imagined_steps_per_second": imagined,
@@ -185,10 +185,10 @@ def _throughput(job: Job, policy: PolicyNet, env: SimulatedEnv, pool: Starts) ->
 
 
 def _speed(env: Any, policy: PolicyNet, starts: Starts) -> tuple[float, float]:
+    """Environment steps and seconds."""
     begun = time.perf_counter()
     rollouts = run_episodes(env, policy, starts, temperature=1.0, seed=0)
-    seconds = time.perf_counter() - begun
-    return float(rollouts.num_steps.sum()) / seconds, seconds
+    return float(rollouts.num_steps.sum()), time.perf_counter() - begun
 
 
 def _frames_per_second(job: Job, dream: Any, starts: Starts) -> float:
