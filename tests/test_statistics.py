@@ -110,21 +110,14 @@ def test_the_threshold_lies_in_the_middle_of_the_gap_that_separates() -> None:
 
 def test_of_equally_good_thresholds_the_one_in_the_widest_gap_is_taken() -> None:
     scores, truth = np.array([-10.0, -9.0, 0.0, 5.0]), np.array([False, True, False, True])  # J = 1/2 in two gaps
-    assert best_threshold(scores, truth) == pytest.approx(2.5, abs=0.2)
+    assert best_threshold(scores, truth) == pytest.approx(2.5)
 
 
 def test_of_thresholds_alike_in_j_the_one_that_calls_as_many_solved_as_are_is_taken() -> None:
     truth = flags(2, 10)
     scores = np.array([0.0, 6.0, 4.5, 4.0, 1.0, 0.5, -2.0, -3.0, -4.0, -5.0])
-    # J = 1/2 between 4.5 and 6, and again below 0 where six are called solved
-    assert 4.5 < best_threshold(scores, truth) < 6
-
-
-def test_a_threshold_is_not_squeezed_between_two_episodes_that_could_be_scored_the_other_way_round() -> None:
-    truth = np.array([False] * 8 + [True] * 8)
-    scores = np.array([-9.0] * 7 + [4.3] + [4.4] * 2 + [3.9] + [9.0] * 5)  # as of a drawer that was almost open
-    assert -9 < best_threshold(scores, truth) < 3.5
-    assert rates(scores > best_threshold(scores, truth), truth).tpr == 1
+    # J = 1/2 at 5.25, and again below 0 where six are called solved
+    assert best_threshold(scores, truth) == pytest.approx(5.25)
 
 
 def test_the_threshold_has_the_greatest_worth_even_when_nothing_separates() -> None:
@@ -136,7 +129,7 @@ def test_the_threshold_has_the_greatest_worth_even_when_nothing_separates() -> N
         called = scores > threshold
         return rates(called, truth).j - abs(called.mean() - truth.mean()) / 2
 
-    assert worth(best_threshold(scores, truth)) == pytest.approx(max(map(worth, np.linspace(-5, 5, 801))), abs=0.03)
+    assert worth(best_threshold(scores, truth)) == pytest.approx(max(map(worth, np.linspace(-5, 5, 801))), abs=0.01)
 
 
 def test_thresholds_keep_to_what_they_are_chosen_for() -> None:
@@ -148,7 +141,7 @@ def test_thresholds_keep_to_what_they_are_chosen_for() -> None:
     tried = [rates(scores > t, truth) for t in np.linspace(-4, 3, 301)]
     for target, worth in (("f1", lambda found: found.f1), ("j", lambda found: found.j)):
         best = worth(rates(scores > best_threshold(scores, truth, target), truth))
-        assert max(map(worth, tried)) - 0.05 <= best <= max(map(worth, tried)) + 0.02
+        assert max(map(worth, tried)) - 1e-9 <= best <= max(map(worth, tried)) + 0.02
 
 
 def test_the_interval_of_f1_holds_it_and_shrinks_with_more_episodes() -> None:

@@ -119,22 +119,20 @@ def best_threshold(
     target: Target = "balanced",
     max_fpr: float = 0.05,
 ) -> float:
-    """The threshold that is best for ``target``, scores being uncertain by a twelfth of their spread.
+    """The threshold that is best for ``target``, in the middle of the widest gap between scores that reaches it.
 
     "j": TPR - FPR. "balanced": J less half the error of the success rate, because J alone is flat near its maximum, and
     there calls twice as many episodes solved as are, or half as many. "f1": F1. "fpr": the most successes found with at
-    most ``max_fpr`` false alarms. Rates are expected ones: an episode counts as called with the probability that its
-    score is above the threshold, or a threshold would be squeezed between two episodes that another training would
-    score the other way round. Raises ValueError when there are only successes or only failures.
+    most ``max_fpr`` false alarms. Raises ValueError when there are only successes or only failures.
     """
     if truth.all() or not truth.any():
         raise ValueError(
             f"the threshold needs held-out successes and failures, but all {len(truth)} are of one kind; "
             "collect more episodes (--collect.num-episodes) or change the base policy (--sft.fit.num-steps)"
         )
-    scale = score.std() / 12 + 1e-6
-    thresholds = np.linspace(score.min() - 4 * scale, score.max() + 4 * scale, 1001)
-    called = 0.5 + 0.5 * np.tanh((score - thresholds[:, None]) / (2 * scale))  # the logistic distribution's
+    levels = np.unique(np.concatenate([score, [-20.0, 20.0]]))
+    middles = (levels[1:] + levels[:-1]) / 2
+    called = score > middles[:, None]
     tpr, fpr = called[:, truth].mean(axis=1), called[:, ~truth].mean(axis=1)
     if target == "f1":
         worth = 2 * tpr * truth.sum() / (called.sum(axis=1) + truth.sum())
@@ -142,8 +140,9 @@ def best_threshold(
         worth = np.where(fpr <= max_fpr, tpr, -1.0)
     else:
         worth = tpr - fpr - (0.5 * np.abs(called.mean(axis=1) - truth.mean()) if target == "balanced" else 0.0)
-    best = np.flatnonzero(worth >= worth.max() - 1e-6)
-    return float(thresholds[best[len(best) // 2]])
+    best = np.flatnonzero(worth >= worth.max() - 1e-9)
+    widest = best[np.argmax(np.minimum(levels[best + 1] - levels[best], 8.0))]
+    return float(middles[widest])
 
 
 def pearson(x: Sequence[float], y: Sequence[float]) -> float:

@@ -152,12 +152,12 @@ def _compare(job: Job, outcomes: dict[str, dict[str, Outcomes]]) -> dict[str, An
 
 
 def _imagined_success(job: Job, number: int, policy: PolicyNet) -> float:
-    """In the dream of a round, sampled: as many episodes as are tested, from where those began that it has learned
-    from. The base policy's is to be compared with what the first collection measured: a later dream has seen little of
-    what that policy does."""
+    """In the dream of a round, sampled: as many episodes as are tested, but at least one from where each of those began
+    that it has learned from. The base policy's is to be compared with what the first collection measured: a later dream
+    has seen little of what that policy does."""
     temperature, (learn, held_out) = job.experiment.improve.temperature, replace(job, round=number).collected()
     starts = imagined_starts([*learn, *held_out])
-    begun = starts.cycled(job.experiment.evaluate.num_test)
+    begun = starts.cycled(max(len(starts), job.experiment.evaluate.num_test))
     rollouts = run_episodes(imagined_env(job, number), policy, begun, temperature=temperature, seed=job.seed)
     return float(rollouts.success.float().mean())
 
