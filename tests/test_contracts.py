@@ -24,6 +24,7 @@ from torch import Tensor
 
 from wmpo.execution.local import LocalSampler
 from wmpo.policy.codec import ActionCodec
+from wmpo.policy.small import TextEncoder
 from wmpo.protocols import ChunkEnv, Learner, Policy, RewardModel, Sampler, TrainablePolicy, WorldModel
 from wmpo.rl.grpo import GRPOConfig, GRPOLearner
 from wmpo.rng import row_normal
@@ -105,6 +106,22 @@ def test_an_instruction_means_the_same_beside_a_longer_one() -> None:
     alone = policy(**policy.prepare(Observation(frame=frame, instruction=("open it",))))
     both = Observation(frame=frame.expand(2, -1, -1, -1), instruction=("open it", "open the drawer very carefully"))
     assert torch.allclose(policy(**policy.prepare(both))[:1], alone, atol=1e-5)
+
+
+def test_two_threads_add_up_the_gradients_of_many_rows_in_one_order() -> None:
+    encoder, text = TextEncoder(128, 4), TextEncoder.encode(("open it",) * 512)
+    weight = torch.rand(512, 4, 128)
+
+    def gradient() -> Tensor:
+        return torch.autograd.grad((weight * encoder(text)).sum(), encoder.queries)[0]
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        first = gradient()
+        assert all(torch.equal(gradient(), first) for _ in range(10))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_pictures_of_another_size_are_refused_with_both_sizes() -> None:

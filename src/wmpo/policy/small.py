@@ -77,7 +77,7 @@ class TextEncoder(nn.Module):
         x = self.block(self.byte(unique) + self.position[: unique.shape[1]])
         queries = self.queries.expand(len(unique), -1, -1)
         tokens, _ = self.attention(queries, x, x, key_padding_mask=unique == 0, need_weights=False)
-        return tokens[inverse]
+        return tokens.index_select(0, inverse)  # indexing adds up gradients in the order in which threads come
 
     @classmethod
     def encode(cls, sentences: tuple[str, ...]) -> Tensor:
