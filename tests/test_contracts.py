@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -198,6 +198,13 @@ def test_a_new_world_model_never_moves_its_tokenizers_statistics() -> None:
         model.tokenizer.encode(torch.randint(0, 256, (5, SIZE, SIZE, 3), dtype=torch.uint8))
         model.train()
     assert all(torch.equal(value, before[name]) for name, value in model.tokenizer.state_dict().items())
+
+
+def test_a_tokenizer_of_an_older_file_has_an_encoder_as_wide_as_its_decoder() -> None:
+    old = {"channels": 8, "latent_channels": 3, "latent_noise": 0.1}
+    assert TokenizerConfig.of(old) == TokenizerConfig(channels=8, encoder_channels=8, latent_channels=3)
+    thin = TokenizerConfig(channels=8, encoder_channels=4, latent_channels=3)
+    assert TokenizerConfig.of(asdict(thin)) == thin
 
 
 @pytest.mark.usefixtures("float32")

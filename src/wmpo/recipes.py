@@ -51,7 +51,7 @@ def tiny() -> Experiment:
         policy=SmallPolicyConfig(dim=32, depth=1, num_heads=2, num_bins=11),
         sft=SFTConfig(fit=FitConfig(num_steps=40, batch_size=16, learning_rate=2e-3, checkpoint_seconds=0.0)),
         collect=CollectConfig(num_episodes=16, num_held_out=8, shard=8, temperature=1.0),
-        tokenizer=TokenizerConfig(channels=16),
+        tokenizer=TokenizerConfig(channels=16, encoder_channels=16),
         tokenizer_training=TokenizerTraining(fit=fit),
         world_model=SmallWorldModelConfig(channels=(16, 24), blocks=1, condition=32, pretrained="none"),
         world_model_training=WorldModelTraining(

@@ -39,7 +39,7 @@ def save_tokenizer(folder: RunFolder, tokenizer: Tokenizer) -> None:
 
 def load_tokenizer(folder: RunFolder) -> Tokenizer:
     tensors, header = _open(folder.model("tokenizer"), "tokenizer")
-    return _filled(from_json(TokenizerConfig, header["config"]).build(), tensors, folder.model("tokenizer"))
+    return _filled(TokenizerConfig.of(header["config"]).build(), tensors, folder.model("tokenizer"))
 
 
 def save_world_model(folder: RunFolder, model: WorldModelNet) -> None:

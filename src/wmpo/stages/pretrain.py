@@ -27,6 +27,7 @@ from wmpo.stages.job import Job, commit, finish
 from wmpo.train.tokenizer import train_tokenizer
 from wmpo.train.world_model import flow_matching, train_and_check
 from wmpo.world_model.small import SmallWorldModel, SmallWorldModelConfig
+from wmpo.world_model.tokenizer import TokenizerConfig
 
 SHIPPED = Path(__file__).parent.parent / "pretrained"
 
@@ -144,7 +145,11 @@ def check_pretrained(experiment: Experiment) -> None:
         "tokenizer": {k: v for k, v in asdict(experiment.tokenizer).items() if k not in _FREE},
     }
     since = asdict(type(experiment.env)()) if isinstance(experiment.env, MetaWorldConfig) else {}  # fields added later
-    found = {"env": since | header["env"], "world_model": header["config"], "tokenizer": header["tokenizer"]}
+    found = {
+        "env": since | header["env"],
+        "world_model": header["config"],
+        "tokenizer": asdict(TokenizerConfig.of(header["tokenizer"])),
+    }
     differing = [
         f"{part}.{key} {found[part].get(key)} there, {value} here"
         for part, settings in wanted.items()

@@ -53,7 +53,7 @@ class SmallWorldModelConfig:
 
     def restore(self, about: dict[str, Any]) -> SmallWorldModel:
         """An untrained model as another one's ``about()`` says; bounds of actions are among its weights."""
-        tokenizer, count = TokenizerConfig(**about["tokenizer"]).build(), about["action_dim"]
+        tokenizer, count = TokenizerConfig.of(about["tokenizer"]).build(), about["action_dim"]
         views = tuple(about.get("views", ONE_VIEW))  # older files have one
         return self.build(tokenizer, torch.zeros(count), torch.ones(count), about["grid"], views)
 

@@ -8,6 +8,7 @@ three times the time and, for the same time, gave a blurrier picture.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
@@ -21,11 +22,18 @@ class TokenizerConfig:
     """Sizes of the tokenizer."""
 
     channels: int = 64
-    "Width of the convolutions."
+    "Width of the decoder's convolutions."
+    encoder_channels: int = 32
+    "Width of the encoder's: it draws nothing, and latents need not be exact."
     latent_channels: int = 6
     "Numbers in a grid cell of 4x4 pixels."
     latent_noise: float = 0.1
     "Noise added to the latents in training: the decoder must bear the world model's errors."
+
+    @classmethod
+    def of(cls, saved: dict[str, Any]) -> TokenizerConfig:
+        """From a file; in older ones both are as wide."""
+        return cls(**{"encoder_channels": saved["channels"]} | saved)
 
     def build(self) -> Tokenizer:
         return Tokenizer(self).to(best_device())
@@ -37,14 +45,14 @@ class Tokenizer(nn.Module):
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
         self.config = config
-        c, z = config.channels, config.latent_channels
+        c, e, z = config.channels, config.encoder_channels, config.latent_channels
         self.encoder = nn.Sequential(
             nn.PixelUnshuffle(4),
-            nn.Conv2d(48, c, 3, padding=1),
-            ResidualConv(c),
-            ResidualConv(c),
+            nn.Conv2d(48, e, 3, padding=1),
+            ResidualConv(e),
+            ResidualConv(e),
             nn.ReLU(),
-            nn.Conv2d(c, z, 1),
+            nn.Conv2d(e, z, 1),
         )
         self.decoder = nn.Sequential(
             nn.Conv2d(z, c, 3, padding=1),
