@@ -29,10 +29,11 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, asked: int = 0) -> Tensor:
+        """For the last ``asked`` tokens; 0: for all."""
         b, t, d = x.shape
         q, k, v = self.qkv(x).view(b, t, 3, self.num_heads, d // self.num_heads).permute(2, 0, 3, 1, 4)
-        return self.proj(sdp_attention(q, k, v).transpose(1, 2).reshape(b, t, d))
+        return self.proj(sdp_attention(q[:, :, -asked:], k, v).transpose(1, 2).flatten(2))
 
 
 def mlp(dim: int, ratio: int = 4) -> nn.Sequential:
@@ -48,8 +49,9 @@ class Block(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.attention, self.mlp = Attention(dim, num_heads), mlp(dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(self.norm1(x))
+    def forward(self, x: Tensor, asked: int = 0) -> Tensor:
+        """Of the last ``asked`` tokens; 0: of all."""
+        x = x[:, -asked:] + self.attention(self.norm1(x), asked)
         return x + self.mlp(self.norm2(x))
 
 

@@ -55,7 +55,7 @@ def tiny() -> Experiment:
         tokenizer_training=TokenizerTraining(fit=fit),
         world_model=SmallWorldModelConfig(channels=(16, 24), blocks=1, condition=32, pretrained="none"),
         world_model_training=WorldModelTraining(
-            fit=dataclasses.replace(fit, num_steps=48, learning_rate=3e-3), check_every=24
+            fit=dataclasses.replace(fit, num_steps=24, learning_rate=3e-3), check_every=12
         ),
         reward=SmallRewardConfig(channels=8),
         reward_training=RewardTraining(fit=dataclasses.replace(fit, num_steps=30, batch_size=16), num_replays=1),

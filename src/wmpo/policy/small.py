@@ -133,9 +133,9 @@ class Trunk(nn.Module):
         visual = self.stem(image).flatten(2).transpose(1, 2) + self.position  # (B, cells, D)
         queries = self.queries.expand(len(frame), -1, -1)
         x = torch.cat([visual, self.text(text), queries], dim=1)
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             x = block(x)
-        return self.norm(x[:, -len(self.queries) :])
+        return self.norm(self.blocks[-1](x, asked=len(self.queries)))  # nothing else of the last block is read
 
 
 class SmallPolicy(Trunk):

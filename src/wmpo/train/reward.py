@@ -27,7 +27,7 @@ from wmpo.protocols import RewardModel, WorldModel
 from wmpo.reward.detector import score_video
 from wmpo.reward.small import SmallReward
 from wmpo.reward.videomae import VideoMAEReward
-from wmpo.rng import keyed
+from wmpo.rng import keyed, torch_generator
 from wmpo.train.fit import FitConfig, Part, Training
 
 RewardNet = SmallReward | VideoMAEReward
@@ -132,12 +132,11 @@ def telling_success(
     def batch(step: int) -> Part:
         rng = keyed(seed, "reward/batch", step)
         frames, label = clips.sample(rng, config.fit.batch_size)
-        flat = frames.permute(0, 2, 3, 1, 4).flatten(3)  # (M, h, w, W * 3): all frames of a clip move together
-        offsets = torch.from_numpy(rng.integers(2 * config.max_shift + 1, size=(len(flat), 2)))
-        moved = shift(flat, offsets, config.max_shift, len(model.views))
-        moved = moved.unflatten(3, (model.window, 3)).permute(0, 3, 1, 2, 4)
-        noise = torch.from_numpy(rng.standard_normal(moved.shape, dtype=np.float32))
-        noisy = (moved + config.noise * noise).round().clamp(0, 255).to(torch.uint8)
+        offsets = torch.from_numpy(rng.integers(2 * config.max_shift + 1, size=(len(frames), 2)))
+        offsets = offsets.repeat_interleave(model.window, dim=0)  # all frames of a clip move together
+        moved = shift(frames.flatten(0, 1), offsets, config.max_shift, len(model.views)).view_as(frames)
+        noise = torch.randn(moved.shape, generator=torch_generator(seed, "reward/noise", step))
+        noisy = noise.mul_(config.noise).add_(moved).round_().clamp_(0, 255).to(torch.uint8)
         dropout = int(rng.integers(2**62))
 
         def loss(rows: slice) -> Tensor:
