@@ -23,6 +23,7 @@ from miniatures import (
 from torch import Tensor
 
 from wmpo.execution.local import LocalSampler
+from wmpo.nn import Block
 from wmpo.policy.codec import ActionCodec
 from wmpo.policy.small import TextEncoder
 from wmpo.protocols import ChunkEnv, Learner, Policy, RewardModel, Sampler, TrainablePolicy, WorldModel
@@ -106,6 +107,11 @@ def test_an_instruction_means_the_same_beside_a_longer_one() -> None:
     alone = policy(**policy.prepare(Observation(frame=frame, instruction=("open it",))))
     both = Observation(frame=frame.expand(2, -1, -1, -1), instruction=("open it", "open the drawer very carefully"))
     assert torch.allclose(policy(**policy.prepare(both))[:1], alone, atol=1e-5)
+
+
+def test_a_block_that_is_asked_for_its_last_tokens_gives_those_of_all() -> None:
+    block, x = Block(16, 2), torch.randn(3, 7, 16)
+    assert torch.allclose(block(x, asked=4), block(x)[:, -4:], atol=1e-6)
 
 
 def test_two_threads_add_up_the_gradients_of_many_rows_in_one_order() -> None:
@@ -205,6 +211,9 @@ def test_a_tokenizer_of_an_older_file_has_an_encoder_as_wide_as_its_decoder() ->
     assert TokenizerConfig.of(old) == TokenizerConfig(channels=8, encoder_channels=8, latent_channels=3)
     thin = TokenizerConfig(channels=8, encoder_channels=4, latent_channels=3)
     assert TokenizerConfig.of(asdict(thin)) == thin
+    for strange in ({**old, "colour": 1}, {"latent_channels": 3}):
+        with pytest.raises(ValueError, match="another version"):
+            TokenizerConfig.of(strange)
 
 
 @pytest.mark.usefixtures("float32")

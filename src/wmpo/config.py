@@ -317,7 +317,7 @@ _AT_LEAST: dict[str, float] = {
     "num_replays": 1, "warmup_steps": 1, "num_rounds": 1, "refresh_share": 0.01, "max_fpr": 0,
     "trust": 0.01, "base_at_most": 0.01, "branch_share": 0, "branch_chunks": 1, "real_groups": 1, "beta": 1e-6,
     "num_workers": 0, "processes": 0, "shards": 0, "num_videos": 0, "temperatures": 0,
-    "ema": 0, "channels": 4, "latent_channels": 1, "dim": 4,
+    "ema": 0, "channels": 4, "encoder_channels": 4, "latent_channels": 1, "dim": 4,
     "depth": 1, "num_heads": 1, "blocks": 1, "condition": 8, "pretrain_share": 0, "unroll_from": 0, "dropout": 0,
 }  # fmt: skip
 

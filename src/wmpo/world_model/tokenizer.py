@@ -32,8 +32,11 @@ class TokenizerConfig:
 
     @classmethod
     def of(cls, saved: dict[str, Any]) -> TokenizerConfig:
-        """From a file; in older ones both are as wide."""
-        return cls(**{"encoder_channels": saved["channels"]} | saved)
+        """From a file; in older ones both are as wide. Raises ValueError for settings of another version."""
+        try:
+            return cls(**{"encoder_channels": saved["channels"]} | saved)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"a tokenizer of {saved} is of another version of wmpo; make it again") from error
 
     def build(self) -> Tokenizer:
         return Tokenizer(self).to(best_device())
