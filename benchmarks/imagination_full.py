@@ -13,7 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from wmpo.nn import best_device
-from wmpo.rng import row_normal
+from wmpo.noise import row_normal
 from wmpo.world_model.opensora import OpenSoraWorldModel, OpenSoraWorldModelConfig
 from wmpo.world_model.stdit import Sizes
 

@@ -14,8 +14,9 @@ from torch import nn
 import wmpo.nn
 from wmpo.checkpoint import load_tensors, save_tensors
 from wmpo.nn import to_unit
+from wmpo.noise import torch_generator
 from wmpo.report.run import RunFolder, StageLog
-from wmpo.rng import keyed, torch_generator
+from wmpo.rng import keyed
 from wmpo.train.distill import DistillConfig, distill_world_model
 from wmpo.train.fit import Batches, FitConfig, Part, Training, fit
 from wmpo.world_model import flow

@@ -50,7 +50,7 @@ def run(task: str, seed: int, runs: Path, extra: list[str], name: str = "") -> d
     command = ["wmpo", "run", "quickstart", "--name", name, "--seed", str(seed), "--env.task", task]
     command += ["--evaluate.num-test", "256", *extra]
     begun, peak, done = time.monotonic(), 0, threading.Event()
-    process = subprocess.Popen([sys.executable, "-m", "wmpo.cli", *command[1:], "--runs", str(runs)])
+    process = subprocess.Popen([sys.executable, "-m", "wmpo", *command[1:], "--runs", str(runs)])
 
     def watch() -> None:
         nonlocal peak

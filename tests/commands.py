@@ -12,7 +12,7 @@ import pytest
 
 from wmpo.cli import main
 
-WMPO = [sys.executable, "-m", "wmpo.cli"]
+WMPO = [sys.executable, "-m", "wmpo"]
 
 
 def wmpo(*args: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:

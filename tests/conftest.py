@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import typing
@@ -17,6 +18,8 @@ import torch
 
 UNCHECKED = ("report",)  # it reads files that anyone may have written, and refuses wrong shapes in its own words
 
+for large in ("matplotlib.pyplot", "numpy.ma", "torch.distributed.fsdp"):
+    importlib.import_module(large)  # imported by a checked module, it would be compiled anew
 assert "wmpo" not in sys.modules, "the shape checks must be installed before wmpo is imported"
 typing.Protocol._is_runtime_protocol = True  # type: ignore[attr-defined]  # beartype checks protocols by isinstance
 package = Path(__file__).parents[1] / "src" / "wmpo"

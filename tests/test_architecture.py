@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -79,6 +81,7 @@ def test_rollouts_and_imagination_know_no_concrete_model() -> None:
             ("types", "rng", "likelihood", "nn", "checkpoint", "hf", "protocols", "denoising", "division"),
             ("policy", "envs", "rollout", "train"),
         ),
+        (("views", "noise"), ("policy", "envs", "rollout", "train")),
         (("data",), ("policy", "world_model", "reward", "rl", "envs", "rollout", "train", "evaluation")),
         (("envs",), ("rollout", "execution", "train", "evaluation", "policy", "world_model", "rl")),
         (("rollout", "execution"), ("train", "evaluation", "report", "config", "recipes")),
@@ -113,7 +116,10 @@ def test_only_the_command_line_knows_the_stages_and_its_parser() -> None:
     assert [name for name in TREES if uses(name, "tyro")] == sorted([*COMMANDS, "cli_common.py"])
     known = {*ENTRANCES, "stages", "serve"} - {"cli_label.py", "cli_log.py", "cli_serve.py"}
     assert {name.split("/")[0] for name in TREES if uses(name, "wmpo.stages")} == known
-    assert [name for name in TREES if uses(name, *(f"wmpo.{command[:-3]}" for command in COMMANDS))] == ["cli.py"]
+    assert [name for name in TREES if uses(name, *(f"wmpo.{command[:-3]}" for command in COMMANDS))] == [
+        "__main__.py",
+        "cli.py",
+    ]
 
 
 def test_pages_are_served_from_one_place_that_only_the_command_line_knows() -> None:
@@ -124,6 +130,13 @@ def test_pages_are_served_from_one_place_that_only_the_command_line_knows() -> N
         assert not uses(name, "wmpo.train", "wmpo.execution", "wmpo.cli", "wmpo.recipes"), name
     for path in (SOURCE / "wmpo" / "serve").iterdir():
         assert path.is_dir() or len(path.read_text().splitlines()) <= 200, path
+
+
+def test_simulator_processes_need_no_pytorch() -> None:
+    """Nor does the file that was started, which they import too. It would take each of them seconds and 200 MB."""
+    modules = ("__main__", "envs.processes", "envs.metaworld", "envs.robosuite", "robots.simulated")
+    code = f"import sys, {', '.join(f'wmpo.{m}' for m in modules)}; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
 def test_distribution_stays_in_execution() -> None:

@@ -22,9 +22,10 @@ from wmpo.checkpoint import (
     write_atomic,
     write_json,
 )
+from wmpo.noise import torch_generator
 from wmpo.report.run import RunFolder, StageLog
 from wmpo.reward.small import SmallReward
-from wmpo.rng import keyed, torch_generator
+from wmpo.rng import keyed
 from wmpo.train.fit import FitConfig, Part, Training, fit, schedule
 from wmpo.train.reward import LabelledVideo, RewardTraining, telling_success
 

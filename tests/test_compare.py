@@ -29,7 +29,7 @@ from wmpo.stages.job import check_folder, open_job
 
 TASK, BUDGET = "coffee-button-v3", 18
 CELL = f"{TASK}/seed0"
-COMMAND = [sys.executable, "-m", "wmpo.cli", "compare", "tiny", "--budgets", str(BUDGET), "--seeds", "1"]
+COMMAND = [sys.executable, "-m", "wmpo", "compare", "tiny", "--budgets", str(BUDGET), "--seeds", "1"]
 
 
 def outcomes(rate: float, seed: int = 0, n: int = 200) -> np.ndarray:

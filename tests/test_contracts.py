@@ -24,11 +24,11 @@ from torch import Tensor
 
 from wmpo.execution.local import LocalSampler
 from wmpo.nn import Block
+from wmpo.noise import row_normal
 from wmpo.policy.codec import ActionCodec
 from wmpo.policy.small import TextEncoder
 from wmpo.protocols import ChunkEnv, Learner, Policy, RewardModel, Sampler, TrainablePolicy, WorldModel
 from wmpo.rl.grpo import GRPOConfig, GRPOLearner
-from wmpo.rng import row_normal
 from wmpo.types import Observation
 from wmpo.world_model.small import SmallWorldModelConfig
 from wmpo.world_model.tokenizer import TokenizerConfig

@@ -21,7 +21,7 @@ from wmpo.stages.record import episodes_of
 from wmpo.train.dpo import DPOConfig, pair, prefer
 from wmpo.train.dpo import rollouts_of as recorded_rollouts
 from wmpo.train.fit import FitConfig
-from wmpo.types import ONE_VIEW
+from wmpo.views import ONE_VIEW
 
 CODEC = ActionCodec((0.0, 0.0), (BINS - 1.0, BINS - 1.0), 2, BINS)
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from wmpo.envs.imagined import ImaginedEnv
 from wmpo.hf import WeightFolder
+from wmpo.noise import row_normal
 from wmpo.report.run import RunFolder, StageLog
 from wmpo.reward.detector import Detector, frames_seen
-from wmpo.rng import row_normal
 from wmpo.train.distill import DistillConfig, distill_world_model
 from wmpo.train.fit import FitConfig
 from wmpo.world_model import flow, stdit

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from wmpo import likelihood
+from wmpo.noise import row_gumbel, row_normal, torch_generator
 from wmpo.policy.codec import ActionCodec
-from wmpo.rng import keyed, row_gumbel, row_normal, torch_generator
+from wmpo.rng import keyed
 from wmpo.world_model import flow
 
 CODEC = ActionCodec((-1.0, 0.0, -0.05), (1.0, 10.0, 0.35), chunk_size=4, num_bins=41)

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from wmpo.hf import WeightFolder
+from wmpo.noise import row_normal
 from wmpo.protocols import WorldModel
-from wmpo.rng import row_normal
 from wmpo.world_model.opensora import OpenSoraWorldModel, OpenSoraWorldModelConfig
 from wmpo.world_model.stdit import Sizes, STDiT, load
 

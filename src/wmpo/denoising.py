@@ -26,8 +26,8 @@ from torch import Tensor
 
 from wmpo.likelihood import NoiseKeys
 from wmpo.nn import autocast
+from wmpo.noise import row_normal
 from wmpo.protocols import Codec
-from wmpo.rng import row_normal
 
 
 @dataclass(frozen=True, kw_only=True)

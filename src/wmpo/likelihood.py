@@ -18,8 +18,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from wmpo.nn import autocast
+from wmpo.noise import row_gumbel
 from wmpo.protocols import Policy, TokenCodec
-from wmpo.rng import row_gumbel
 
 
 def log_probs(

@@ -21,11 +21,6 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-ONE_VIEW = ("main",)
-"""The camera of everything that has only one. Where there are several, their square pictures of one moment stand side
-by side in one frame (h = S, w = S times their number): a world model then imagines them together, and networks that
-want them apart cut the frame."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Starts:

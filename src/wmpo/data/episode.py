@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from wmpo.types import ONE_VIEW
+from wmpo.views import ONE_VIEW
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

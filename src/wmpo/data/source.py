@@ -11,7 +11,7 @@ from jaxtyping import Bool, Shaped, UInt8
 
 from wmpo.data.damage import require
 from wmpo.data.episode import Episode
-from wmpo.types import ONE_VIEW
+from wmpo.views import ONE_VIEW
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

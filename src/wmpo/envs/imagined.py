@@ -13,9 +13,9 @@ from torch import Tensor
 from wmpo.envs.clock import Clock
 from wmpo.envs.workspace import Workspace
 from wmpo.nn import picture_distance
+from wmpo.noise import row_normal
 from wmpo.protocols import Context, RewardModel, WorldModel
 from wmpo.reward.detector import Detector, frames_seen
-from wmpo.rng import row_normal
 from wmpo.types import ChunkStep, Observation, Starts
 
 
@@ -161,8 +161,9 @@ class ImaginedEnv:
         if self.workspace is None:
             return chunk
         start = chunk.new_zeros(len(chunk), chunk.shape[2]) if self._position is None else self._position
-        executed, self._position = self.workspace.execute(start, chunk)
-        return executed
+        executed, position = self.workspace.execute(start.numpy(), chunk.numpy())
+        self._position = torch.from_numpy(position)
+        return torch.from_numpy(executed)
 
     def _both(self, first: Int[Tensor, " R"], second: Int[Tensor, " R"], rows: Int[Tensor, " R"]) -> Int[Tensor, " R"]:
         """The frame of this chunk at which the later of both dreams shows success, 0 while one has not."""

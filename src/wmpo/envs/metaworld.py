@@ -19,7 +19,7 @@ from jaxtyping import Float, UInt8
 from wmpo.envs.disrupt import NONE, Disruption, out_of_range
 from wmpo.envs.simulator import CameraConfig, check_cameras, check_image_size, choose_gl, draw, make_renderer
 from wmpo.envs.workspace import Workspace
-from wmpo.types import ONE_VIEW
+from wmpo.views import ONE_VIEW
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ from wmpo.envs.disrupt import NONE, Disruption, beyond_range
 from wmpo.envs.robosuite_experts import EXPERTS, Expert
 from wmpo.envs.simulator import CameraConfig, check_cameras, check_image_size, choose_gl, draw, make_renderer
 from wmpo.envs.workspace import Workspace
-from wmpo.types import ONE_VIEW
+from wmpo.views import ONE_VIEW
 
 SENTENCES = {
     "Square": "put the square nut on the peg",

@@ -6,16 +6,10 @@ corrupt each other under OSMesa and because a model takes a second or more to bu
 
 from __future__ import annotations
 
-import multiprocessing as mp
 import os
-import signal
-import threading
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +19,8 @@ from torch import Tensor
 from wmpo.envs.clock import Clock
 from wmpo.envs.disrupt import NONE, Disruption, Push
 from wmpo.envs.ledger import Ledger
-from wmpo.envs.simulator import Simulator, SimulatorConfig, choose_gl, expert_episode, play_episode
+from wmpo.envs.processes import Workers
+from wmpo.envs.simulator import SimulatorConfig
 from wmpo.types import ChunkStep, Observation, Starts
 
 
@@ -37,74 +32,6 @@ class Purpose:
     policy: str
     temperature: float = 0.0
     seed: int = 0
-
-
-def _serve(pipe: Connection, config: SimulatorConfig) -> None:
-    """The loop of a simulator process."""
-    torch.set_num_threads(1)
-    sim: Simulator | None = None
-    states: dict[int, Any] = {}
-    while True:
-        try:
-            name, args = pipe.recv()
-        except EOFError:
-            break
-        try:
-            if name == "close":
-                break
-            sim = sim or config.build()
-            pipe.send(("ok", _COMMANDS[name](sim, states, *args)))
-        except Exception as error:
-            pipe.send(("error", (type(error).__name__, str(error), traceback.format_exc())))
-    if sim is not None:
-        sim.close()
-
-
-def _reset(
-    sim: Simulator, states: dict[int, Any], seeds: dict[int, int], disruption: Disruption
-) -> dict[int, np.ndarray]:
-    states.clear()
-    frames = {}
-    for row, seed in seeds.items():
-        sim.reset(seed, disruption)
-        frames[row] = sim.render(disruption)
-        states[row] = sim.snapshot()
-    return frames
-
-
-def _step(
-    sim: Simulator,
-    states: dict[int, Any],
-    chunks: dict[int, np.ndarray],
-    stride: int,
-    disruption: Disruption,
-    pushes: dict[int, np.ndarray],
-) -> dict[int, tuple[np.ndarray, int]]:
-    played = {}
-    for row, chunk in chunks.items():
-        sim.restore(states[row])
-        frames, solved_after = [], 0
-        for k, action in enumerate(chunk, start=1):
-            if sim.step(action) and not solved_after:
-                solved_after = k
-            if k == len(chunk) and row in pushes and not solved_after:
-                sim.push(pushes[row])
-            if k % stride == 0:
-                frames.append(sim.render(disruption))
-        states[row] = sim.snapshot()
-        played[row] = (np.stack(frames), solved_after)
-    return played
-
-
-def _expert(sim: Simulator, states: dict[int, Any], seed: int, *args: Any) -> Any:
-    return expert_episode(sim, seed, *args)
-
-
-def _play(sim: Simulator, states: dict[int, Any], seed: int, num_steps: int) -> Any:
-    return play_episode(sim, seed, num_steps)
-
-
-_COMMANDS: dict[str, Callable[..., Any]] = {"reset": _reset, "step": _step, "expert": _expert, "play": _play}
 
 
 class SimulatedEnv:
@@ -137,7 +64,7 @@ class SimulatedEnv:
         self._disruption: Disruption = NONE
         self._push: Push | None = None
         self._ledger = ledger
-        self._workers = _Workers(config, num_workers or os.cpu_count() or 1)
+        self._workers = Workers(config, num_workers or os.cpu_count() or 1)
         self._clock = Clock(0, chunk_size, max_chunks)
 
     @contextmanager
@@ -251,93 +178,3 @@ class SimulatedEnv:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Ctrl-C waits until all processes have begun, and never reaches them: they inherit the blocked signal.
-
-    Blocking alone would not hold it back here: one of torch's threads would take it.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # only for the processes: here none arrives
-        try:
-            yield
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        return
-    pressed: list[int] = []
-    handler = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        signal.signal(signal.SIGINT, handler)
-    if pressed:
-        signal.raise_signal(signal.SIGINT)
-
-
-class _Workers:
-    """Simulator processes behind pipes. Rows are dealt out by index, so a row always meets the same simulator."""
-
-    def __init__(self, config: SimulatorConfig, count: int) -> None:
-        choose_gl()  # the children inherit it
-        context = mp.get_context("spawn")
-        self._pipes: list[Connection] = []
-        self._processes = []
-        with uninterrupted():
-            for _ in range(count):
-                ours, theirs = context.Pipe()
-                process = context.Process(target=_serve, args=(theirs, config), daemon=True)
-                process.start()
-                theirs.close()
-                self._pipes.append(ours)
-                self._processes.append(process)
-
-    def scatter(self, name: str, rows: dict[int, Any], *args: Any) -> dict[int, Any]:
-        """Sends each row to its process, waits for all, and joins the answers."""
-        count = len(self._pipes)
-        parts = [{row: value for row, value in rows.items() if row % count == i} for i in range(count)]
-        for pipe, part in zip(self._pipes, parts, strict=True):
-            pipe.send((name, (part, *args)))
-        joined: dict[int, Any] = {}
-        for i in range(count):
-            joined.update(self._receive(i))
-        return joined
-
-    def each(self, name: str, calls: list[tuple[Any, ...]]) -> list[Any]:
-        """One call per item, spread over the processes."""
-        results: list[Any] = []
-        for first in range(0, len(calls), len(self._pipes)):
-            batch = calls[first : first + len(self._pipes)]
-            for pipe, call in zip(self._pipes, batch, strict=False):
-                pipe.send((name, call))
-            results += [self._receive(i) for i in range(len(batch))]
-        return results
-
-    def _receive(self, index: int) -> Any:
-        try:
-            status, value = self._pipes[index].recv()
-        except (EOFError, ConnectionResetError):
-            code = self._processes[index].exitcode
-            raise RuntimeError(f"simulator process {index} died (exit code {code}); out of memory?") from None
-        if status == "ok":
-            return value
-        kind, message, trace = value
-        error = (ValueError if kind == "ValueError" else RuntimeError)(message)
-        error.add_note(f"in simulator process {index}:\n{trace}")
-        raise error
-
-    def close(self) -> None:
-        for pipe in self._pipes:
-            try:
-                pipe.send(("close", ()))
-            except (BrokenPipeError, OSError):
-                continue
-        for process in self._processes:
-            process.join(timeout=5)
-            if process.is_alive():
-                process.kill()
-        for pipe in self._pipes:
-            pipe.close()

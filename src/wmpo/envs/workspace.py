@@ -13,9 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from wmpo.data.episode import Episode
 
@@ -33,21 +31,20 @@ class Workspace:
         return cls(low=(-math.inf,) * action_dim, high=(math.inf,) * action_dim)
 
     def execute(
-        self, position: Float[Tensor, "B A"], chunk: Float[Tensor, "B K A"]
-    ) -> tuple[Float[Tensor, "B K A"], Float[Tensor, "B A"]]:
+        self, position: Float[np.ndarray, "B A"], chunk: Float[np.ndarray, "B K A"]
+    ) -> tuple[Float[np.ndarray, "B K A"], Float[np.ndarray, "B A"]]:
         """What remains of the commands at the border, and the sums after them."""
-        low, high = torch.tensor(self.low), torch.tensor(self.high)
-        executed = []
-        for action in chunk.unbind(dim=1):
-            following = torch.minimum(torch.maximum(position + action, low), high)
-            executed.append(following - position)
+        low, high = np.array(self.low, chunk.dtype), np.array(self.high, chunk.dtype)
+        executed = np.empty_like(chunk)
+        for k in range(chunk.shape[1]):
+            following = np.clip(position + chunk[:, k], low, high)
+            executed[:, k] = following - position
             position = following
-        return torch.stack(executed, dim=1), position
+        return executed, position
 
     def executed(self, episodes: Sequence[Episode]) -> list[Episode]:
         """The same episodes with the actions that the controller executed, as a world model learns and replays them."""
         return [replace(episode, actions=self._executed(episode.actions)) for episode in episodes]
 
     def _executed(self, actions: Float[np.ndarray, "S A"]) -> Float[np.ndarray, "S A"]:
-        start = torch.zeros(1, actions.shape[1])
-        return self.execute(start, torch.from_numpy(actions).unsqueeze(0))[0][0].numpy()
+        return self.execute(np.zeros_like(actions[:1]), actions[None])[0][0]

@@ -10,8 +10,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from wmpo.data.episode import Episode
+from wmpo.noise import row_normal
 from wmpo.protocols import Context, WorldModel
-from wmpo.rng import row_normal
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ class ExecutionConfig:
         if from_torchrun() != (self.backend == "torchrun"):
             raise ValueError(
                 f"the backend is {self.backend}, but torchrun and --execution.backend torchrun go together: "
-                "torchrun --nproc-per-node GPUS --module wmpo.cli run RECIPE --execution.backend torchrun"
+                "torchrun --nproc-per-node GPUS --module wmpo run RECIPE --execution.backend torchrun"
             )
         if self.backend == "torchrun":
             from wmpo.execution.parallel import check_sizes, enlisted

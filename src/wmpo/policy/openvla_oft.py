@@ -25,7 +25,8 @@ from wmpo.hf import WeightFolder, libraries
 from wmpo.nn import best_device, cut_frames
 from wmpo.policy import prismatic
 from wmpo.policy.codec import VocabularyCodec
-from wmpo.types import ONE_VIEW, Observation
+from wmpo.types import Observation
+from wmpo.views import ONE_VIEW
 
 PROMPT = "In: What action should the robot take to {}?\nOut:"
 CROP = 0.9**0.5

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from wmpo.nn import Block, ResidualConv, best_device, check_frames, to_unit
 from wmpo.policy.codec import ActionCodec, PathCodec
-from wmpo.types import ONE_VIEW, Observation
+from wmpo.types import Observation
+from wmpo.views import ONE_VIEW
 
 
 @dataclass(frozen=True, kw_only=True)

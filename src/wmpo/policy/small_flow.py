@@ -18,7 +18,7 @@ from wmpo.denoising import DenoisingConfig, PathLikelihood
 from wmpo.nn import best_device
 from wmpo.policy.codec import PathCodec
 from wmpo.policy.small import Trunk, TrunkConfig
-from wmpo.types import ONE_VIEW
+from wmpo.views import ONE_VIEW
 
 
 @dataclass(frozen=True, kw_only=True)

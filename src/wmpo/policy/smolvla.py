@@ -29,7 +29,8 @@ from wmpo.hf import WeightFolder, libraries
 from wmpo.nn import best_device, cut_frames
 from wmpo.policy import smolvlm_expert
 from wmpo.policy.codec import PathCodec
-from wmpo.types import ONE_VIEW, Observation
+from wmpo.types import Observation
+from wmpo.views import ONE_VIEW
 
 STATISTICS = "policy_postprocessor.json"
 _OLDER = "unnormalize_outputs.buffer_action."

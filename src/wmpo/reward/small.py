@@ -10,7 +10,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from wmpo.nn import ResidualConv, autocast, best_device, check_frames, to_unit
-from wmpo.types import ONE_VIEW
+from wmpo.views import ONE_VIEW
 
 
 @dataclass(frozen=True, kw_only=True)

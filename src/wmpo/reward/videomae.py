@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from wmpo.checkpoint import write_atomic, write_json
 from wmpo.hf import WeightFolder, compare, libraries
 from wmpo.nn import autocast, best_device
-from wmpo.types import ONE_VIEW
+from wmpo.views import ONE_VIEW
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of the channels, as in the preprocessor of MCG-NJU/videomae-base."""

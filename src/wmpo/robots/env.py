@@ -16,7 +16,8 @@ from wmpo.data.pictures import resize
 from wmpo.envs.clock import Clock
 from wmpo.robots.protocol import Operator, Reading, RobotError, Setup, Signal
 from wmpo.robots.safety import Pace, RateKeeper, check_action, check_age, check_axes, hold, limit
-from wmpo.types import ONE_VIEW, ChunkStep, Observation, Starts
+from wmpo.types import ChunkStep, Observation, Starts
+from wmpo.views import ONE_VIEW
 
 SETTLING, PATIENCE = 0.5, 30
 """Seconds: how long an arm rests at home before an episode, and how long it may take to get there."""

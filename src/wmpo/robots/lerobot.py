@@ -18,7 +18,7 @@ from jaxtyping import Float, UInt8
 
 from wmpo.robots.protocol import Axis, Reading, RobotError, StaleFrames
 from wmpo.robots.safety import check_action, hold
-from wmpo.types import ONE_VIEW
+from wmpo.views import ONE_VIEW
 
 
 class LeRobotLike(Protocol):

@@ -18,7 +18,7 @@ from wmpo.protocols import Policy
 from wmpo.robots.env import RobotEnv, Tally
 from wmpo.robots.protocol import Operator, RobotError, Signal, StaleFrames
 from wmpo.rollout.run import run_episodes
-from wmpo.types import ONE_VIEW
+from wmpo.views import ONE_VIEW
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,6 @@ takes a picture, which arrives late or never.
 from __future__ import annotations
 
 import contextlib
-import multiprocessing as mp
 import os
 import time
 import traceback
@@ -20,8 +19,7 @@ from typing import Any
 import numpy as np
 
 from wmpo.envs.metaworld import MetaWorldConfig, MetaWorldSim
-from wmpo.envs.simulated import uninterrupted
-from wmpo.envs.simulator import choose_gl
+from wmpo.envs.processes import begin
 from wmpo.rng import keyed
 from wmpo.robots.lerobot import LeRobotRobot
 from wmpo.robots.protocol import Axis, Setup, Signal
@@ -168,14 +166,8 @@ class SimulatedArm:
 
     def connect(self, calibrate: bool = True) -> None:
         self._config.validate()
-        choose_gl()  # the child inherits it
-        context = mp.get_context("spawn")
-        args = self._config, self._faults, self._period, self._faults.latency / self._speed
-        with uninterrupted():
-            self._pipe, theirs = context.Pipe()
-            self._process = context.Process(target=_serve, args=(theirs, *args), daemon=True)
-            self._process.start()
-            theirs.close()
+        latency = self._faults.latency / self._speed
+        self._pipe, self._process = begin(_serve, self._config, self._faults, self._period, latency)
         self._receive()
 
     def get_observation(self) -> dict[str, Any]:

@@ -15,9 +15,9 @@ from wmpo.envs.ledger import Ledger
 from wmpo.envs.simulated import Purpose, SimulatedEnv
 from wmpo.evaluation.audit import loss
 from wmpo.evaluation.policy import Outcomes, difference, play_starts
+from wmpo.noise import row_normal
 from wmpo.protocols import PolicyNet
 from wmpo.report.run import StageLog
-from wmpo.rng import row_normal
 from wmpo.rollout.run import run_episodes
 from wmpo.stages.guards import imagined_starts
 from wmpo.stages.job import REPEATED, Job, finish, require

@@ -21,8 +21,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from wmpo.division import WHOLE, Division
+from wmpo.noise import torch_generator
 from wmpo.report.run import StageLog
-from wmpo.rng import keyed, torch_generator
+from wmpo.rng import keyed
 from wmpo.train.fit import FitConfig, Part, Training, fit
 from wmpo.world_model import flow
 from wmpo.world_model.opensora import OpenSoraWorldModel

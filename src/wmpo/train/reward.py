@@ -23,11 +23,12 @@ from wmpo.data.clips import shift
 from wmpo.data.episode import Episode
 from wmpo.division import WHOLE, Division
 from wmpo.evaluation.statistics import Target, best_threshold, rates
+from wmpo.noise import torch_generator
 from wmpo.protocols import RewardModel, WorldModel
 from wmpo.reward.detector import score_video
 from wmpo.reward.small import SmallReward
 from wmpo.reward.videomae import VideoMAEReward
-from wmpo.rng import keyed, torch_generator
+from wmpo.rng import keyed
 from wmpo.train.fit import FitConfig, Part, Training
 
 RewardNet = SmallReward | VideoMAEReward

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from wmpo.data.episode import Episode
 from wmpo.nn import to_unit
+from wmpo.noise import torch_generator
 from wmpo.report.run import StageLog
-from wmpo.rng import keyed, torch_generator
+from wmpo.rng import keyed
 from wmpo.train.fit import FitConfig, Part, Training, fit
 from wmpo.world_model.tokenizer import Tokenizer
 

@@ -13,9 +13,10 @@ from wmpo.checkpoint import load_into, load_tensors, save_tensors
 from wmpo.data.episode import Episode
 from wmpo.division import WHOLE, Division
 from wmpo.evaluation.world_model import replay_distance
+from wmpo.noise import torch_generator
 from wmpo.protocols import Trainer
 from wmpo.report.run import StageLog
-from wmpo.rng import keyed, torch_generator
+from wmpo.rng import keyed
 from wmpo.train.fit import FitConfig, Part, Training, fit
 from wmpo.train.frame_clips import FrameClips
 from wmpo.train.video_clips import VideoClips

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from wmpo.hf import WeightFolder, libraries
 from wmpo.nn import autocast, best_device, check_frames, has_fast_bf16, to_frames, to_unit
-from wmpo.types import ONE_VIEW
+from wmpo.views import ONE_VIEW
 from wmpo.world_model import flow, stdit
 from wmpo.world_model.stdit import PATCH, Memory, Sizes, STDiT, load
 

@@ -22,7 +22,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from wmpo.nn import autocast, best_device, check_frames, cut_views, join_views, to_frames, to_unit
-from wmpo.types import ONE_VIEW
+from wmpo.views import ONE_VIEW
 from wmpo.world_model import flow
 from wmpo.world_model.tokenizer import Tokenizer, TokenizerConfig
 from wmpo.world_model.warp import MOTION_CHANNELS, compose
