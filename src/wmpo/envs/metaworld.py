@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import difflib
 import math
+import warnings
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
@@ -119,6 +120,8 @@ class MetaWorldSim:
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS
         from metaworld.policies import ENV_POLICY_MAP
 
+        # experts ask for more than actions allow, and are clipped: nothing that a user could do anything about
+        warnings.filterwarnings("ignore", message="Constant.s. may be too high", module="metaworld")
         self.config = config
         self._mujoco = mujoco
         env = ALL_V3_ENVIRONMENTS[config.task]()

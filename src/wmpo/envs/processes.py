@@ -33,6 +33,8 @@ def _serve(pipe: Connection, config: SimulatorConfig) -> None:
                 break
             sim = sim or config.build()
             pipe.send(("ok", _COMMANDS[name](sim, states, *args)))
+        except BrokenPipeError:  # whoever asked was killed
+            break
         except Exception as error:
             pipe.send(("error", (type(error).__name__, str(error), traceback.format_exc())))
     if sim is not None:
@@ -88,7 +90,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {"reset": _reset, "step": _step, "exp
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Ctrl-C waits until all processes have begun, and never reaches them: they inherit the blocked signal.
+    """Ctrl-C waits until what begins inside has begun, and never reaches it: it inherits the blocked signal.
 
     Blocking alone would not hold it back here: one of torch's threads would take it.
     """
