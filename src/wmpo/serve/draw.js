@@ -22,6 +22,7 @@ export async function during(button, says, words, work) {
   button.disabled = false;
 }
 
+export const decimals = (value, digits) => (Number(value.toFixed(digits)) + 0).toFixed(digits).replace('-', '−'); // + 0: no −0.0
 export const sleep = milliseconds => new Promise(done => setTimeout(done, milliseconds));
 export const still = matchMedia('(prefers-reduced-motion: reduce)').matches;
 
@@ -44,7 +45,7 @@ export class Reel {
     const box = canvas.parentElement;
     box.classList.toggle('off', !frame);
     box.classList.toggle('called', !!frame && frame.logit !== null && frame.logit > page.about.threshold);
-    box.dataset.score = frame && frame.logit !== null ? frame.logit.toFixed(1).replace('-', '−') : '';
+    box.dataset.score = frame && frame.logit !== null ? decimals(frame.logit, 1) : '';
     if (!frame) return;
     const {width} = frame.image, {height} = frame;
     box.style.aspectRatio = `${width} / ${height}`;  // as many squares as there are cameras
@@ -73,7 +74,7 @@ export function trace(place, title, lines, rule, {cursor = null, window = 0, cou
     const digits = high - low < 2 ? 2 : 0;
     for (const value of [low, high]) {
       drawn += tag('line', {x1: left, x2: width, y1: y(value), y2: y(value), stroke: 'var(--line)'});
-      drawn += tag('text', {x: left - 6, y: y(value) + 4, 'text-anchor': 'end'}, value.toFixed(digits).replace('-', '−'));
+      drawn += tag('text', {x: left - 6, y: y(value) + 4, 'text-anchor': 'end'}, decimals(value, digits));
     }
     drawn += tag('text', {x: left, y: height - 2}, '0');
     drawn += tag('text', {x: width, y: height - 2, 'text-anchor': 'end'},

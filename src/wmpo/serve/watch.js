@@ -1,5 +1,5 @@
 // What is watched: the live sections of the report, replays, and groups of siblings.
-import {page, ask, during, Reel, trace, fill, chunk, each, draw, still} from './draw.js';
+import {page, ask, during, decimals, Reel, trace, fill, chunk, each, draw, still} from './draw.js';
 
 const POLL = 3000, FRAME = 120; // milliseconds
 const live = document.querySelector('#live'), links = document.querySelector('#links');
@@ -108,7 +108,7 @@ async function imagine() {
     figure.innerHTML = '<div class=frame></div><div class=trace></div><figcaption></figcaption>';
     figure.firstChild.append(canvas);
     const tone = sibling.advantage > 0 ? 'good' : sibling.advantage < 0 ? 'bad' : 'unsure';
-    const advantage = `${sibling.advantage > 0 ? '+' : ''}${sibling.advantage.toFixed(2)}`.replace('-', '−');
+    const advantage = `${sibling.advantage > 0 ? '+' : ''}${decimals(sibling.advantage, 2)}`;
     figure.lastChild.innerHTML =
       `<span>${sibling.solved ? 'solved' : 'not solved'}, ${sibling.steps} steps</span><b class=${tone}>A ${advantage}</b>`;
     grid.append(figure);
