@@ -157,7 +157,7 @@ def _operator(setup: Setup) -> Iterator[Operator]:
 
 def open_setup(text: str) -> Setup:
     """From ``FILE.py`` or ``FILE.py:FUNCTION``. Raises ValueError where there is no such function, or it returns
-    something else; what the function itself raises passes."""
+    something else, or a module is missing; what else the function raises passes."""
     name, _, function = text.partition(":")
     function = function or "robot"
     path = Path(name)
@@ -165,10 +165,14 @@ def open_setup(text: str) -> Setup:
         raise ValueError(
             f"{name} is no Python file; give a file with a function robot(), such as examples/so101_robot.py"
         )
-    found = runpy.run_path(str(path), run_name="wmpo_robot_setup").get(function)
-    if not callable(found):
-        raise ValueError(f"{name} has no function {function}(); define it, or name another one: {name}:FUNCTION")
-    setup = found()
+    try:
+        found = runpy.run_path(str(path), run_name="wmpo_robot_setup").get(function)
+        if not callable(found):
+            raise ValueError(f"{name} has no function {function}(); define it, or name another one: {name}:FUNCTION")
+        setup = found()
+    except ModuleNotFoundError as error:
+        missing = f"{name} needs the module {error.name}, which is not installed"
+        raise ValueError(f"{missing}; drivers come with pip install 'wmpo[lerobot]' 'lerobot[feetech]'") from error
     if not isinstance(setup, Setup):
         raise ValueError(f"{function}() of {name} returned {type(setup).__name__}, not a wmpo.robots.protocol.Setup")
     return setup
