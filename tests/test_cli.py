@@ -31,6 +31,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = wmpo("run", "tiny", cwd=place)
     assert done.returncode == 0, done.stderr
     assert "difference, points" in done.stdout
+    assert "Warning" not in done.stderr, "what libraries warn of is nothing that a user could change"
     return place / "runs/tiny"
 
 

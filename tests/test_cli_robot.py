@@ -69,10 +69,7 @@ def test_collect_and_deploy_as_a_user_types_them(run: Path, tmp_path: Path, monk
         (["collect", "arm.py:nobody"], "arm.py has no function nobody()"),
         (["collect", "arm.py:wrong"], "arm.py has no function wrong()"),
         (["collect", "arm.py:other"], "returned int, not a wmpo.robots.protocol.Setup"),
-        (
-            ["collect", "arm.py:driver"],
-            "arm.py needs the module no_such_servo, which is not installed",
-        ),
+        (["collect", "arm.py:driver"], "arm.py needs the module no_such_servo, which is not installed"),
         (["collect", "arm.py:away"], "cannot connect to toy arm (no device on /dev/ttyACM0)"),
         (["collect", "arm.py:alone"], "the dead-man key needs a terminal"),
         (["collect", "arm.py", "--num-episodes", "0"], "--num-episodes must be at least 1, not 0"),

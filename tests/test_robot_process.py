@@ -18,7 +18,7 @@ from wmpo.envs.simulated import Purpose
 from wmpo.robots.env import RobotEnv
 from wmpo.robots.play import Played, Session, play_episodes
 from wmpo.robots.protocol import RobotError, Setup, Signal
-from wmpo.robots.simulated import CAMERA, Faults, SimulatedArm, simulated
+from wmpo.robots.simulated import CAMERA, Faults, SimulatedArm, SimulatedOperator, simulated
 from wmpo.stages import models
 
 CONFIG = MetaWorldConfig(task="coffee-button-v3", image_size=32)
@@ -61,6 +61,13 @@ def test_it_lives_in_its_own_time_and_the_hand_goes_where_it_is_told() -> None:
         arm.disconnect()
     with pytest.raises(ConnectionError, match="not connected"):
         arm.get_observation()
+
+
+def test_a_person_who_judges_an_arm_that_is_gone_hears_so() -> None:
+    gone = SimulatedOperator(SimulatedArm(CONFIG, rate=20), 0)
+    for ask in (gone.poll, lambda: gone.judge("its time is over"), lambda: gone.reset(1, 1)):
+        with pytest.raises(RobotError, match="does not answer"):
+            ask()
 
 
 def test_late_and_lost_pictures_and_a_death_in_mid_episode(base: Path, tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ import multiprocessing as mp
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -126,6 +126,18 @@ def begin(target: Callable[..., None], *args: Any) -> tuple[Connection, BaseProc
     return ours, process
 
 
+def end(begun: Sequence[tuple[Connection, BaseProcess]]) -> None:
+    """Asks such processes to close, kills those that take more than five seconds, and closes the pipes."""
+    for pipe, _ in begun:
+        with suppress(OSError):  # it may be gone already
+            pipe.send(("close", ()))
+    for pipe, process in begun:
+        process.join(timeout=5)
+        if process.is_alive():
+            process.kill()
+        pipe.close()
+
+
 class Workers:
     """Simulator processes behind pipes. Rows are dealt out by index, so a row always meets the same simulator."""
 
@@ -159,6 +171,7 @@ class Workers:
         try:
             status, value = self._pipes[index].recv()
         except (EOFError, ConnectionResetError):
+            self._processes[index].join(timeout=5)  # its pipe may close before its code is known
             code = self._processes[index].exitcode
             raise RuntimeError(f"simulator process {index} died (exit code {code}); out of memory?") from None
         if status == "ok":
@@ -169,14 +182,4 @@ class Workers:
         raise error
 
     def close(self) -> None:
-        for pipe in self._pipes:
-            try:
-                pipe.send(("close", ()))
-            except (BrokenPipeError, OSError):
-                continue
-        for process in self._processes:
-            process.join(timeout=5)
-            if process.is_alive():
-                process.kill()
-        for pipe in self._pipes:
-            pipe.close()
+        end(list(zip(self._pipes, self._processes, strict=True)))

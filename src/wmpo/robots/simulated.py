@@ -6,7 +6,6 @@ takes a picture, which arrives late or never.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 import traceback
@@ -19,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from wmpo.envs.metaworld import MetaWorldConfig, MetaWorldSim
-from wmpo.envs.processes import begin
+from wmpo.envs.processes import begin, end
 from wmpo.rng import keyed
 from wmpo.robots.lerobot import LeRobotRobot
-from wmpo.robots.protocol import Axis, Setup, Signal
+from wmpo.robots.protocol import Axis, RobotError, Setup, Signal
 
 ACTIONS = ("delta_x", "delta_y", "delta_z", "gripper")
 CAMERA = "front"
@@ -181,12 +180,7 @@ class SimulatedArm:
 
     def disconnect(self) -> None:
         process, self._process = self._process, None
-        with contextlib.suppress(OSError):  # it may be gone already
-            self._pipe.send(("close",))
-        process.join(timeout=5)
-        if process.is_alive():
-            process.kill()
-        self._pipe.close()
+        end([(self._pipe, process)])
 
     def ask(self, *message: Any) -> Any:
         """One request to the process. Raises ConnectionError when it is gone."""
@@ -217,14 +211,20 @@ class SimulatedOperator:
         self.told: list[str] = []
 
     def reset(self, episode: int, total: int) -> bool:
-        self._arm.ask("reset", self._first + episode)
+        self._ask("reset", self._first + episode)
         return True
 
     def poll(self) -> Signal:
-        return Signal.SUCCESS if self._arm.ask("solved") else Signal.GO_ON
+        return Signal.SUCCESS if self._ask("solved") else Signal.GO_ON
 
     def judge(self, why: str) -> Signal:
-        return Signal.SUCCESS if self._arm.ask("solved") else Signal.FAILURE
+        return Signal.SUCCESS if self._ask("solved") else Signal.FAILURE
+
+    def _ask(self, *message: Any) -> Any:
+        try:
+            return self._arm.ask(*message)
+        except ConnectionError as error:
+            raise RobotError(f"the simulated arm does not answer ({error}); begin again") from error
 
     def tell(self, text: str) -> None:
         self.told.append(text)
