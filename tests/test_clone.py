@@ -15,10 +15,10 @@ from torch import nn
 from wmpo.data.episode import Episode
 from wmpo.data.lerobot import append_episodes
 from wmpo.envs.ledger import Ledger
-from wmpo.envs.simulated import Purpose
+from wmpo.envs.simulated import Purpose, SimulatedEnv
 from wmpo.evaluation.policy import Outcomes
 from wmpo.policy.small import SmallPolicy
-from wmpo.stages import begin, learn, measure
+from wmpo.stages import baselines, begin, learn, measure
 from wmpo.stages.job import Job
 from wmpo.train.fit import Training
 
@@ -64,19 +64,35 @@ def test_without_it_a_round_begins_with_the_policy_as_it_is(job: Job) -> None:
     assert job.folder.summary("clone") and not job.folder.model("cloned").exists()
 
 
+def expert(job: Job, monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[int], float]]:
+    """Every second of its episodes is solved. Returns (starts, noise) of what it is asked for, later too."""
+    asked: list[tuple[list[int], float]] = []
+    like = recorded(0, 5, policy="expert")
+
+    def play(env: object, seeds: list[int], *, noise: float, frame_stride: int) -> list[Any]:
+        asked.append((seeds, noise))
+        return [(like.frames, like.actions, 5 if seed % 2 else -1) for seed in seeds]
+
+    monkeypatch.setattr(SimulatedEnv, "play_expert", play)
+    job.experiment = replace(job.experiment, demos=replace(job.experiment.demos, num_episodes=3, base_at_most=0.5))
+    append_episodes(job.dataset("demonstrations"), [recorded(103, 5, policy="expert")], fps=job.fps)
+    job.root.complete("demos", 1.0, {})
+    job.round = 1
+    return asked
+
+
 @pytest.mark.parametrize(
-    ("rates", "tried"),
+    ("rates", "attempts"),
     [
-        ([0.4], [range(3)]),
-        ([1.0, 0.55], [range(3), range(1)]),  # within one standard error of the bound is near enough
-        ([1.0, 0.7, 1.0], [range(3), range(1), range(1, 2), range(2, 3)]),
+        ([0.4], 1),
+        ([1.0, 0.55], 2),  # within one standard error of the bound is near enough
+        ([1.0, 0.7, 1.0], 4),  # the last one is not asked about
     ],
 )
-def test_a_base_policy_that_solves_too_much_is_cloned_again_from_fewer_demonstrations(
-    rates: list[float], tried: list[range], job: Job, monkeypatch: pytest.MonkeyPatch
+def test_a_base_policy_that_solves_too_much_is_cloned_again_from_noisier_demonstrations(
+    rates: list[float], attempts: int, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Half as many, then each by itself; there is nothing after the last one that could be asked about."""
-    asked, cloned = list(rates), []
+    asked, cloned, played = list(rates), [], expert(job, monkeypatch)
 
     def measured(job: Job, log: object, env: object, policy: SmallPolicy, name: str, *, enough: float) -> Outcomes:
         assert enough == 0.5
@@ -91,15 +107,17 @@ def test_a_base_policy_that_solves_too_much_is_cloned_again_from_fewer_demonstra
         return cloning(policy, episodes, *args, **settings)
 
     monkeypatch.setattr(begin, "cloning", watched)
-    job.experiment = replace(job.experiment, demos=replace(job.experiment.demos, base_at_most=0.5))
-    append_episodes(job.dataset("demonstrations"), [recorded(103, 5, policy="expert")], fps=job.fps)
-    job.root.complete("demos", 1.0, {})
-    job.round, every = 1, [episode.start for episode in job.demonstrations()]
+    first = [episode.start for episode in job.demonstrations()]
     learn.sft(job)
-    assert cloned == [[every[i] for i in chosen] for chosen in tried] and not asked
+    assert len(cloned) == attempts and cloned[0] == first and not asked
+    assert all(len(starts) == 3 and all(start % 2 for start in starts) for starts in cloned[1:])
+    assert len({start for starts in cloned for start in starts}) == 3 * attempts, "no start twice"
+    noise = job.experiment.demos.noise
+    assert list(dict.fromkeys(n for _, n in played)) == [noise * 1.25**i for i in range(1, attempts)]
     seen = [episode.start for episode in job.demonstrations()]
     assert seen == cloned[-1], "later stages see what the base policy was cloned from"
-    known = len(rates) == len(tried)
+    assert (job.root.summary("sft") or {})["attempt"] == attempts - 1
+    known = len(rates) == attempts
     assert ((job.root.summary("sft") or {})["validated"] is not None) == known
     if known:  # real episodes are dear
         env = job.real_env(Purpose("validation", "base"), frame_stride=1)
@@ -107,15 +125,28 @@ def test_a_base_policy_that_solves_too_much_is_cloned_again_from_fewer_demonstra
         assert again.success.mean() == rates[-1] and again.num_steps.tolist() == [9] * 20
 
 
+def test_recorded_demonstrations_are_taken_as_they_are(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    played = expert(job, monkeypatch)
+    job.experiment = replace(job.experiment, demos=replace(job.experiment.demos, recorded="somewhere", num_episodes=2))
+    learn.sft(job)
+    assert (job.root.summary("sft") or {})["demonstrations"] == [0, 3] and not played
+
+
+def test_more_demonstrations_are_those_of_the_same_expert(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    played = expert(job, monkeypatch)
+    job.root.complete("sft", 1.0, {"demonstrations": [0, 3], "attempt": 2})
+    job.root.complete("base-audit", 1.0, {"solved": []})
+    audit = replace(job.experiment.improve.audit, max_episodes=0)
+    job.experiment = replace(job.experiment, improve=replace(job.experiment.improve, audit=audit))
+    baselines.more_demos(job)
+    assert {noise for _, noise in played} == {job.experiment.demos.noise * 1.25**2}
+    assert sum(len(seeds) for seeds, _ in played) == job.experiment.collect.num_episodes
+
+
 def test_what_the_check_of_the_base_policy_plays_is_in_the_ledger(job: Job) -> None:
-    job.experiment = replace(job.experiment, demos=replace(job.experiment.demos, base_at_most=0.99))
+    job.experiment = replace(job.experiment, demos=replace(job.experiment.demos, num_episodes=2, base_at_most=0.99))
     job.root.complete("demos", 1.0, {})
     job.round, config = 1, job.experiment.evaluate
     with job:
         learn.sft(job)
     assert Ledger(job.root.ledger).count() == {"validation": config.num_validation * len(config.temperatures)}
-
-
-def test_many_demonstrations_are_halved_until_one_is_left_and_then_taken_one_by_one() -> None:
-    assert [len(chosen) for chosen in learn._fewer(60)[:6]] == [60, 30, 15, 7, 3, 1]
-    assert learn._fewer(1) == [range(1)] and learn._fewer(4)[2:] == [range(i, i + 1) for i in range(4)]

@@ -21,6 +21,7 @@ from wmpo.stages.record import episodes_of
 from wmpo.train.dpo import DPOConfig, pair, prefer
 from wmpo.train.dpo import rollouts_of as recorded_rollouts
 from wmpo.train.fit import FitConfig
+from wmpo.types import Rollouts
 from wmpo.views import ONE_VIEW
 
 CODEC = ActionCodec((0.0, 0.0), (BINS - 1.0, BINS - 1.0), 2, BINS)
@@ -72,18 +73,41 @@ def test_a_success_is_paired_with_failures_from_its_own_start_or_else_of_its_tas
         pair(replace(rollouts, success=torch.ones(5, dtype=torch.bool)), "start")
 
 
+def learn(policy: TablePolicy, played: Rollouts, imitation: float, path: Path) -> None:
+    fit = FitConfig(num_steps=120, batch_size=16, learning_rate=0.05, weight_decay=0.0)
+    folder = RunFolder(path)
+    log, checkpoint = StageLog(folder, "dpo", quiet=True), folder.checkpoint("dpo")
+    config = DPOConfig(beta=0.5, imitation=imitation, fit=fit)
+    prefer(policy, played, config, temperature=1.0, seed=0, checkpoint=checkpoint, log=log)
+
+
+@pytest.mark.parametrize("imitation", [0.0, 1.0])
 @pytest.mark.parametrize("flip", [False, True])
-def test_success_rises_on_the_bandit_and_falls_when_failure_is_preferred(flip: bool, tmp_path: Path) -> None:
+def test_success_rises_on_the_bandit_and_falls_when_failure_is_preferred(
+    flip: bool, imitation: float, tmp_path: Path
+) -> None:
     policy, env = TablePolicy(CODEC, torch.zeros(CODEC.num_tokens, BINS)), BanditEnv(2, 4)
     played = run_episodes(env, policy, some_starts(128), temperature=1.0, seed=0)
     if flip:
         played = replace(played, success=~played.success)
-    config = DPOConfig(beta=0.5, fit=FitConfig(num_steps=120, batch_size=16, learning_rate=0.05, weight_decay=0.0))
-    folder = RunFolder(tmp_path)
-    log = StageLog(folder, "dpo", quiet=True)
-    prefer(policy, played, config, temperature=1.0, seed=0, checkpoint=folder.checkpoint("dpo"), log=log)
+    learn(policy, played, imitation, tmp_path)
     success = run_episodes(env, policy, some_starts(256), temperature=1.0, seed=7).success.float().mean()
     assert success < 0.15 if flip else success > 0.8, success
+
+
+def test_imitation_keeps_successes_likely(tmp_path: Path) -> None:
+    """A success and a failure with the same first token: preference takes it for worthless, as it cancels out."""
+    shared, rest = torch.tensor([[[1, 2]], [[1, 3]]]), CODEC.num_tokens - 2
+    tokens = torch.cat([shared, torch.zeros(2, 1, rest, dtype=torch.long)], dim=2)
+    gain = {}
+    for imitation in (0.0, 1.0):
+        policy = TablePolicy(CODEC, torch.zeros(CODEC.num_tokens, BINS))
+        played = replace(rollouts_of([True, False], [0, 0], chunks=1), tokens=tokens, sim_seed=torch.tensor([0, 0]))
+        played = replace(played, executed=torch.ones_like(tokens, dtype=torch.bool))
+        played = replace(played, logprob=torch.full(tokens.shape, -math.log(BINS)))
+        learn(policy, played, imitation, tmp_path / str(imitation))
+        gain[imitation] = policy.logits.detach().log_softmax(dim=1)[0, 1].item() + math.log(BINS)
+    assert abs(gain[0.0]) < 0.1 and gain[1.0] > 1, gain
 
 
 @pytest.mark.usefixtures("float32")

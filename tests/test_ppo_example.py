@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -44,9 +44,38 @@ def test_it_learns_what_pays_and_meets_reality(
     example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job = finished_run(tmp_path / "run", threshold=-1e9)  # every frame is called solved
-    example.main([str(tmp_path / "run"), "--num-updates", "2", "--num-envs", "3", "--num-episodes", "2"])
+    sizes = {"num-updates": 2, "num-envs": 3, "clone-steps": 2, "num-audit": 2, "num-episodes": 3}
+    example.main([str(tmp_path / "run"), *(f"--{name}={size}" for name, size in sizes.items())])
     said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith("update   1  solved in the dream 18 of 18"), said
-    assert said[-1].startswith("solved in the simulator: ") and " of 2 [" in said[-1]
+    assert said[0].startswith("clone 2/2  error "), said
+    assert said[1].startswith("audit after update 0: "), said
+    assert said[2] == "update   1  solved in the dream 18 of 18", said
+    assert said[-1].startswith("solved in the simulator: ") and " of 3, " in said[-1]
     rows = Ledger(job.root.ledger).episodes()
-    assert [(row["purpose"], row["policy"]) for row in rows] == [("example", "ppo")] * 2
+    assert [(row["purpose"], row["policy"]) for row in rows] == [("example", "ppo")] * (2 + 2 * 3)
+    assert len({row["start"] for row in rows}) == 2 + 3, "the last episodes begin where no audit did"
+
+
+def test_an_agent_that_got_worse_is_not_kept(example: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Audits find 3, 5 and 4 real successes: the agent of the second one is returned."""
+    agent, found = torch.nn.Linear(1, 1, bias=False), iter([3, 5, 4])
+
+    class Player:
+        def __init__(self, *_: object) -> None: ...
+
+        def play(self, *_: object) -> SimpleNamespace:
+            return SimpleNamespace(terminated=torch.zeros(1), ended=torch.ones(1))
+
+    def audit(*_: object) -> torch.Tensor:
+        return torch.ones(next(found))
+
+    def update(agent: torch.nn.Linear, *_: object, **__: object) -> None:
+        agent.weight.data += 1
+
+    agent.weight.data.zero_()
+    monkeypatch.setattr(example.gymnasium, "make_vec", lambda *_, **__: SimpleNamespace(close=lambda: None))
+    for name, stand_in in {"Player": Player, "play_for_real": audit, "update": update}.items():
+        monkeypatch.setattr(example, name, stand_in)
+    job = SimpleNamespace(root=SimpleNamespace(path="run"))
+    kept = example.practise(agent, job, None, example.Settings(num_updates=2, audit_every=1), 0)
+    assert kept.weight.item() == 1 and agent.weight.item() == 2

@@ -17,6 +17,7 @@ from wmpo.execution.backend import serve_if_enlisted
 from wmpo.recipes import RECIPES, recipe
 from wmpo.report.render import render
 from wmpo.stages import pretrain
+from wmpo.stages.claim import sole
 from wmpo.stages.job import Job, open_job, saved_experiment
 from wmpo.stages.order import run_missing, turn, whole
 from wmpo.stages.recorded import described
@@ -151,7 +152,7 @@ def _main(args: list[str]) -> None:
     if command in DISTRIBUTED:
         settings.experiment.execution.prepare()
     free = "disruptions." if command == "disruptions" else ""  # nothing else depends on these
-    with open_job(path, name, settings.experiment, settings.seed, free=free) as job:
+    with sole(path), open_job(path, name, settings.experiment, settings.seed, free=free) as job:
         _stages(job, command)
     if command == "run":
         _report(path)

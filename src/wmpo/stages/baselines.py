@@ -123,16 +123,17 @@ def rft(job: Job) -> None:
 
 
 def more_demos(job: Job) -> None:
-    """P more attempts of the expert, cloned from the beginning together with the demonstrations: what the same number
-    of episodes is worth in an expert's time."""
+    """P more attempts of the same expert, cloned from the beginning together with the demonstrations: what the same
+    number of episodes is worth in an expert's time."""
     require(job, "more-demos", "demos")
     log, experiment, root = job.log("more-demos"), job.experiment, job.dataset("more-demonstrations")
-    wanted = experiment.collect.num_episodes
+    wanted, attempt = experiment.collect.num_episodes, (job.root.summary("sft") or {}).get("attempt", 0)
     env = job.real_env(Purpose("more-demonstrations", "expert"), frame_stride=1)
     while (have := num_episodes(root)) < wanted:
         count = min(experiment.collect.shard, wanted - have)
         seeds = start_seeds("demonstrations", job.seed, EXPERT_STARTS + have, count)
-        append_episodes(root, expert_episodes(job, env, seeds), fps=job.fps)
+        played = expert_episodes(job, env, seeds, experiment.demos.noise_of(attempt))
+        append_episodes(root, played, fps=job.fps)
         log.progress(have + count, wanted, "episodes")
     solved = [episode for episode in read_episodes(root) if episode.success]
     episodes = [*job.demonstrations(), *solved]

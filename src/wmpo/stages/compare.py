@@ -27,6 +27,7 @@ from wmpo.envs.recorded import RecordedConfig
 from wmpo.evaluation.compare import BASE
 from wmpo.report.run import RunFolder
 from wmpo.stages import baselines, record
+from wmpo.stages.claim import claimed
 from wmpo.stages.job import Job, check_folder, differences, open_job
 from wmpo.stages.models import load_policy
 from wmpo.stages.order import rounds, run_missing
@@ -215,22 +216,34 @@ class _Watch:
 
 def run(plan: Plan, path: Path, *, quiet: bool = False) -> list[str]:
     """Runs what is missing, and returns what could not be run, each with the reason: a base policy that never fails, or
-    a dream without mixed groups, ends one training and not the comparison. Raises ValueError for settings that do not
-    fit the folder."""
+    a dream without mixed groups, ends one training and not the comparison. Several processes may share the work: each
+    takes a task and seed that no other has. Raises ValueError for settings that do not fit the folder."""
     plan.validate()
     plan.save(path)
     watch = _Watch(list(steps_of(plan)), path)
     for step in watch.steps:  # before hours are spent
         check_folder(step.folder(path), plan.recipe, step.experiment(plan), step.seed)
     failed: list[str] = []
-    for place, steps in groupby(watch.missing(), key=lambda step: step.folder(path)):
+    for cell, steps in groupby(watch.missing(), key=lambda step: path / step.task / f"seed{step.seed}"):
+        with claimed(cell) as mine:
+            if mine:
+                failed += _cell(watch, [step for step in steps if not summary_of(step, path).exists()], plan, quiet)
+            else:
+                print(f"compare       {cell} is left to the process that is at work there", file=sys.stderr, flush=True)
+    return failed
+
+
+def _cell(watch: _Watch, missing: Sequence[Step], plan: Plan, quiet: bool) -> list[str]:
+    """One task and seed: what trainings share lies beside them, so one process makes them all."""
+    failed: list[str] = []
+    for place, steps in groupby(missing, key=lambda step: step.folder(watch.path)):
         first, *others = steps
         with open_job(place, plan.recipe, first.experiment(plan), first.seed, quiet=quiet) as job:
             for step in (first, *others):
                 begun = time.monotonic()
                 watch.announce(step)
                 try:
-                    _take(job, step, path)
+                    _take(job, step, watch.path)
                 except ValueError as error:
                     failed.append(f"{step}: {error}")
                     print(f"compare       {failed[-1]}", file=sys.stderr, flush=True)

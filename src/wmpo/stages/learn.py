@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from wmpo.data.episode import Episode
-from wmpo.data.lerobot import read_episodes
+from wmpo.data.lerobot import num_episodes, read_episodes
 from wmpo.envs.imagined import ImaginedEnv
 from wmpo.envs.simulated import Purpose
 from wmpo.evaluation.audit import Audit, judge
@@ -43,7 +43,7 @@ from wmpo.stages.guards import guarded_env, imagined_starts, starts_to_improve
 from wmpo.stages.job import Job, finish, require
 from wmpo.stages.measure import best_decoding
 from wmpo.stages.pretrain import pretrained_path
-from wmpo.stages.record import play
+from wmpo.stages.record import demonstrate, play
 from wmpo.stages.rounds import begins_with, counted_on, dream_of, policy_of
 from wmpo.train.fit import fit
 from wmpo.train.reward import RewardNet, calibrate, real_videos, replayed_videos, threshold_of
@@ -55,34 +55,28 @@ from wmpo.world_model.opensora import OpenSoraWorldModel, OpenSoraWorldModelConf
 
 
 def sft(job: Job) -> None:
-    """Clones the demonstrations: the base policy. Fewer of them where it would leave too little to learn."""
+    """Clones the demonstrations: the base policy. Noisier ones where it would leave too little to learn."""
     require(job, "sft", "demos")
-    log, experiment, episodes = job.log("sft"), job.experiment, job.demonstrations()
-    most, tried = experiment.demos.base_at_most, _fewer(len(episodes))
-    if most == 1 or experiment.collect.recorded:  # a robot's episodes come without a simulator
-        tried = tried[:1]
-    for chosen in tried:
+    log, experiment = job.log("sft"), job.experiment
+    config, recorded = experiment.demos, range(num_episodes(job.dataset("demonstrations")))
+    attempts = 1 if experiment.collect.recorded else config.num_attempts  # a robot's come without a simulator
+    for attempt in range(attempts):
+        chosen = recorded if config.recorded else demonstrate(job, log, attempt)
         policy, found = _cloned(job, log, chosen), None
-        if chosen == tried[-1]:
+        if attempt + 1 == attempts:
             break
         env = job.real_env(Purpose("validation", "base"), frame_stride=experiment.policy.chunk_size)
-        which = f"demonstrations {chosen.start + 1} to {chosen.stop}"
-        found = best_decoding(job, log, env, policy, f"base of {which}", enough=most)
-        if not found.clearly_above(most):
+        noise = f"noise {config.noise_of(attempt):.2f}"
+        found = best_decoding(job, log, env, policy, f"base of {noise}", enough=config.base_at_most)
+        if not found.clearly_above(config.base_at_most):
             break
         solved = f"{100 * found.success.mean():.0f} % of {len(found.success)} validation starts"
-        log.note(f"{which}: solves {solved}, cloned again from fewer")
+        log.note(f"demonstrations with {noise}: solves {solved}, cloned again from noisier ones")
     models.save_policy(job.root, "base", policy, experiment.env.instruction())
     size = sum(p.numel() for p in policy.parameters())
-    of = "" if len(chosen) == len(episodes) else f", of {len(chosen)} of {len(episodes)} demonstrations"
-    summary = {"parameters": size, "demonstrations": [chosen.start, chosen.stop], "validated": found and found.kept()}
-    finish(log, summary, f"base policy of {size / 1e6:.1f} M parameters{of}")
-
-
-def _fewer(count: int) -> list[range]:
-    """All demonstrations, half of them and so on, and then each by itself: they differ."""
-    halves = [range(count >> i) for i in range(count.bit_length() - 1)]
-    return [*halves, *(range(i, i + 1) for i in range(count))]
+    of = f", of demonstrations with noise {config.noise_of(attempt):.2f}" if attempt else ""
+    summary = {"parameters": size, "demonstrations": [chosen.start, chosen.stop], "attempt": attempt}
+    finish(log, {**summary, "validated": found and found.kept()}, f"base policy of {size / 1e6:.1f} M parameters{of}")
 
 
 def _cloned(job: Job, log: StageLog, chosen: range) -> PolicyNet:

@@ -17,7 +17,7 @@ from wmpo.data.splits import Split, simulator_starts, start_seeds
 from wmpo.envs.simulated import Purpose, SimulatedEnv
 from wmpo.evaluation.audit import signed
 from wmpo.protocols import Policy
-from wmpo.report.run import RunFolder
+from wmpo.report.run import RunFolder, StageLog
 from wmpo.rollout.run import run_episodes
 from wmpo.stages.job import Job, finish, require
 from wmpo.stages.rounds import look_back, policy_of, policy_place
@@ -37,29 +37,42 @@ def demos(job: Job) -> None:
         if failed := [i for i, episode in enumerate(taken) if not episode.success]:
             raise ValueError(f"{config.recorded}: episodes {failed[:4]} are not solved, so they demonstrate nothing")
         append_episodes(root, [episode.until_solved() for episode in taken], fps=job.fps)
-    solved: list[Episode] = []
-    tried, most = 0, 20 + 10 * config.num_episodes
-    if num_episodes(root) == 0:  # they take seconds, so they are written all at once
-        env = job.real_env(Purpose("demonstrations", "expert"), frame_stride=1)
-        while len(solved) < config.num_episodes:
-            if tried >= most:
-                raise ValueError(
-                    f"the expert of {job.experiment.env.task} solved {len(solved)} of {tried} episodes within "
-                    f"{job.experiment.max_chunks} chunks; raise --max-chunks or lower --demos.noise"
-                )
-            seeds = start_seeds("demonstrations", job.seed, tried, min(8, config.num_episodes - len(solved)))
-            solved += [episode for episode in expert_episodes(job, env, seeds) if episode.success]
-            tried += len(seeds)
-            log.progress(len(solved), config.num_episodes, "episodes")
-        append_episodes(root, solved, fps=job.fps)
+    if not config.recorded:
+        demonstrate(job, log, 0)
     steps = [len(e.actions) for e in read_episodes(root)]
     mean = sum(steps) / len(steps)
     finish(log, {"episodes": len(steps), "mean_steps": mean}, f"{len(steps)} demonstrations, {mean:.0f} steps long")
 
 
-def expert_episodes(job: Job, env: SimulatedEnv, seeds: list[int]) -> list[Episode]:
+def demonstrate(job: Job, log: StageLog, attempt: int) -> range:
+    """Which episodes of the dataset are the expert's in this attempt; records them where they are missing: as many
+    solved ones as are wanted, with more noise on their actions than in the attempt before."""
+    config, root = job.experiment.demos, job.dataset("demonstrations")
+    chosen = range(attempt * config.num_episodes, (attempt + 1) * config.num_episodes)
+    if num_episodes(root) >= chosen.stop:
+        return chosen
+    solved: list[Episode] = []
+    tried, most = 0, 20 + 10 * config.num_episodes
+    env = job.real_env(Purpose("demonstrations", "expert"), frame_stride=1)
+    while len(solved) < config.num_episodes:
+        if tried >= most:
+            raise ValueError(
+                f"the expert of {job.experiment.env.task} solved {len(solved)} of {tried} episodes within "
+                f"{job.experiment.max_chunks} chunks; raise --max-chunks or lower --demos.noise"
+            )
+        count = min(8, config.num_episodes - len(solved))
+        seeds = start_seeds("demonstrations", job.seed, attempt * most + tried, count)
+        played = expert_episodes(job, env, seeds, config.noise_of(attempt))
+        solved += [episode for episode in played if episode.success]
+        tried += len(seeds)
+        log.progress(len(solved), config.num_episodes, "episodes")
+    append_episodes(root, solved, fps=job.fps)  # they take seconds, so they are written all at once
+    return chosen
+
+
+def expert_episodes(job: Job, env: SimulatedEnv, seeds: list[int], noise: float) -> list[Episode]:
     """The scripted expert with noise on its actions, solved or not."""
-    played = env.play_expert(seeds, noise=job.experiment.demos.noise, frame_stride=1)
+    played = env.play_expert(seeds, noise=noise, frame_stride=1)
     instruction = job.experiment.env.instruction()
     return [
         Episode(

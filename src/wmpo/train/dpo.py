@@ -1,7 +1,9 @@
 """Preferences among a policy's own real episodes: successes over failures (DPO, arXiv 2305.18290).
 
-Differs from the original: outcomes take the place of human preferences, and a pair need not share its start. The
-reference is the policy that played the episodes, so its log-probabilities are those of the rollouts.
+Differs from the original: outcomes take the place of human preferences, a pair need not share its start, and successes
+are also cloned (as in arXiv 2404.19733): preference alone is satisfied when both get less likely, the failure more so,
+and after fifteen small steps such a policy fails. The reference is the policy that played the episodes, so its
+log-probabilities are those of the rollouts.
 """
 
 from __future__ import annotations
@@ -32,10 +34,12 @@ class DPOConfig:
 
     beta: float = 0.1
     "Strength of the tie to the base policy: small values let the policy go far from it."
+    imitation: float = 1.0
+    "Weight of the successes' negative log-likelihood per token beside the preference; 0: preference alone."
     pairing: Literal["start", "task"] = "start"
     "A success is paired with failures from its own start, failing that (or with task: always) with any of its task."
     fit: FitConfig = field(
-        default_factory=lambda: FitConfig(num_steps=200, batch_size=8, learning_rate=1e-4, weight_decay=0.0)
+        default_factory=lambda: FitConfig(num_steps=100, batch_size=8, learning_rate=1e-4, weight_decay=0.0)
     )
     "The training loop; a sample is a pair."
 
@@ -141,13 +145,13 @@ def prefer(
 
     def batch(step: int) -> Part:
         won, lost = pairs.draw(keyed(seed, "dpo/pairs", step), config.fit.batch_size)
-        return lambda rows: _loss(policy, rollouts.rows(torch.cat([won[rows], lost[rows]])), config.beta, temperature)
+        return lambda rows: _loss(policy, rollouts.rows(torch.cat([won[rows], lost[rows]])), config, temperature)
 
     fit(Training(policy, batch, config.fit), config.fit, checkpoint=checkpoint, log=log)
     return pairs
 
 
-def _loss(policy: TrainablePolicy, both: Rollouts, beta: float, temperature: float) -> Float[Tensor, ""]:
+def _loss(policy: TrainablePolicy, both: Rollouts, config: DPOConfig, temperature: float) -> Float[Tensor, ""]:
     """Of pairs: first all successes, then the failure of each."""
     played = both.executed.any(dim=2)
     episode, _ = played.nonzero(as_tuple=True)
@@ -157,4 +161,6 @@ def _loss(policy: TrainablePolicy, both: Rollouts, beta: float, temperature: flo
     mine = sequence_logprob(logprob, mask, episode, len(both))
     reference = sequence_logprob(both.logprob[played], mask, episode, len(both))
     (chosen, rejected), (before_chosen, before_rejected) = mine.chunk(2), reference.chunk(2)
-    return dpo_loss(chosen, rejected, before_chosen, before_rejected, beta).total
+    preference = dpo_loss(chosen, rejected, before_chosen, before_rejected, config.beta).total
+    num_tokens = both.executed[: len(chosen)].flatten(1).sum(dim=1)
+    return preference - config.imitation * (chosen / num_tokens).mean()
