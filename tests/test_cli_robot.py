@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
+import toy_arm
 from finished_run import SENTENCE, finished_run, recorded
 
 from wmpo.cli import main
@@ -21,6 +23,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 SETUP = """
+import os
+import signal
+
+import toy_arm
 from toy_arm import Script, ToyArm, after, toy_setup
 from wmpo.robots.protocol import Signal
 
@@ -37,6 +43,18 @@ def away():
 
 def driver():
     import no_such_servo
+
+def asked_to_end():  # by a signal, when the fifth picture is wanted
+    arm = toy_arm.last = ToyArm()
+    look = arm.get_observation
+
+    def signalled():
+        if arm.reads == 4:
+            os.kill(os.getpid(), getattr(signal, os.environ["SIGNAL"]))
+        return look()
+
+    arm.get_observation = signalled
+    return toy_setup(arm, Script(*after(9, Signal.SUCCESS)))
 
 wrong = 3
 def other():
@@ -75,6 +93,9 @@ def test_collect_and_deploy_as_a_user_types_them(run: Path, tmp_path: Path, monk
         (["collect", "arm.py", "--num-episodes", "0"], "--num-episodes must be at least 1, not 0"),
         (["deploy", "arm.py", "--temperature", "nan"], "--temperature must be at least 0, not nan"),
         (["deploy", "arm.py", "--to", "seen"], "must not be mixed"),
+        (["deploy", "arm.py", "--to", "other"], "other/ledger.jsonl has a line that is no episode of a robot"),
+        (["collect", "arm.py", "--to", "arm.py"], "arm.py: File exists. Nothing half-written is kept"),
+        (["deploy", "arm.py", "--to", "arm.py/deep"], "arm.py/deep: Not a directory. Nothing half-written is kept"),
         (
             ["collect", "arm.py", "--to", "small"],
             "pictures of 16 pixels, 4 action dimensions and the cameras main, not 250, 32, 4 and main",
@@ -88,7 +109,9 @@ def test_wrong_input_is_explained_in_one_sentence(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.stdin", open(os.devnull))  # noqa: SIM115
     Path("arm.py").write_text(SETUP)
-    Ledger(Path("seen/ledger.jsonl")).record([{"purpose": "collection", "policy": "base", "temperature": 0.5}])
+    row = {"purpose": "collection", "policy": "base", "temperature": 0.5}
+    Ledger(Path("seen/ledger.jsonl")).record([{**row, "outcome": "failure", "success": False}])
+    Ledger(Path("other/ledger.jsonl")).record([row])
     append_episodes(Path("small"), [recorded(1, 4, size=16)], fps=20)
     given = [] if args[0] not in ("collect", "deploy") else ["--policy", str(run / "models/base.safetensors")]
     where = [] if "--to" in args or not given else ["--to", "data"]
@@ -97,3 +120,20 @@ def test_wrong_input_is_explained_in_one_sentence(
     said = capsys.readouterr()
     assert ended.value.code == 2 and message in said.err and "Traceback" not in said.err + said.out
     assert not Path("data/meta").exists()
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_a_request_to_end_stops_the_arm(
+    name: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SIGNAL", name)
+    Path("arm.py").write_text(SETUP)
+    before = [signal.getsignal(which) for which in (signal.SIGTERM, signal.SIGHUP)]
+    with pytest.raises(SystemExit) as ended:
+        main(["robot", "collect", "arm.py:asked_to_end", "--policy", str(run), "--to", "data"])
+    arm = toy_arm.last
+    assert ended.value.code == 130 and "the same command goes on from here" in capsys.readouterr().err
+    assert not arm.connected and arm.sent and arm.sent[-1]["delta_z"] == 0, "told to stand still"
+    assert [row["outcome"] for row in Ledger(Path("data/ledger.jsonl")).episodes()] == ["failed"]
+    assert [signal.getsignal(which) for which in (signal.SIGTERM, signal.SIGHUP)] == before

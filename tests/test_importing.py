@@ -567,3 +567,49 @@ def test_parquet_of_other_types_is_read(tmp_path: Path) -> None:
     wide = pa.array([a.astype(float).tolist() for a in foreign.actions(1, 4)], type=pa.list_(pa.float64()))
     pq.write_table(table.set_column(table.column_names.index("action"), "action", wide), root / foreign.V21_DATA)
     assert np.array_equal(take(root, tmp_path / "new", KEYS["lerobot"])[1].actions, foreign.actions(1, 4)[:-1])
+
+
+@pytest.mark.parametrize(
+    ("rate", "known"), [(20, 20), (20.0, 20), (4096, 4096), (2_000_000, None), (1e300, None), (0, None), (2.5, None),
+                        (float("inf"), None), (float("nan"), None), ("20", None), (True, None)],
+)  # fmt: skip
+def test_a_rate_that_nothing_has_counts_as_unknown(rate: Any, known: int | None, tmp_path: Path) -> None:
+    import h5py
+
+    path = make("robomimic", tmp_path)
+    with h5py.File(path, "r+") as file:
+        file["data"].attrs["env_args"] = json.dumps({"env_kwargs": {"control_freq": rate}})
+    assert open_source(path, Keys()).fps == known
+
+
+@pytest.mark.parametrize("kind", KEYS)
+def test_labels_that_are_no_numbers_are_no_failures(kind: str, tmp_path: Path) -> None:
+    source, nan = make(kind, tmp_path), float("nan")
+    if kind == "lerobot":
+        for path in source.rglob("episode_*.parquet"):
+            table = pq.read_table(path)
+            column = table.column_names.index("next.reward")
+            values = pa.array([nan] * len(table), pa.float32())
+            pq.write_table(table.set_column(column, "next.reward", values), path)
+    elif kind == "robomimic":
+        import h5py
+
+        with h5py.File(source, "r+") as file:
+            file["data/demo_2/rewards"][0] = nan
+    else:
+        found = foreign.rlds_episode(0, 5)
+        found["steps/reward"][3] = nan
+        (source / "toy-train.tfrecord-00000-of-00002").write_bytes(foreign.framed(foreign.example(found)))
+    with pytest.raises(DatasetError, match=r"source.*: the labels '.*' contain NaN"):
+        take(source, tmp_path / "new", KEYS[kind])
+    assert not (tmp_path / "new").exists()
+
+
+def test_labels_without_a_number_are_refused(tmp_path: Path) -> None:
+    source = make("lerobot", tmp_path)
+    for path in source.rglob("episode_*.parquet"):
+        table = pq.read_table(path)
+        empty = pa.array([[]] * len(table), pa.list_(pa.float32()))
+        pq.write_table(table.set_column(table.column_names.index("next.reward"), "next.reward", empty), path)
+    with pytest.raises(DatasetError, match="parquet"):
+        take(source, tmp_path / "new", KEYS["lerobot"])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,6 +38,17 @@ class Naming(Keys):
         if self.image_size is not None and not 1 <= self.image_size <= 4096:
             raise ValueError(f"--image-size must be in 1..4096, not {self.image_size}")
         return Keys(**{part.name: getattr(self, part.name) for part in fields(Keys)})
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """A request to end (SIGTERM) and a closed terminal (SIGHUP) do what Ctrl-C does: what is open is ended in order."""
+    before = {which: signal.signal(which, signal.default_int_handler) for which in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for which, handler in before.items():
+            signal.signal(which, handler)
 
 
 def check_port(port: int) -> None:

@@ -13,6 +13,7 @@ import tyro
 
 from wmpo.checkpoint import write_atomic
 from wmpo.cli_common import Commands, Naming, dispatch
+from wmpo.data.damage import MOST_FPS
 from wmpo.data.importing import Conversion, import_dataset, open_source
 from wmpo.data.overview import Overview, overview
 from wmpo.data.source import Source
@@ -79,8 +80,8 @@ def main(args: list[str]) -> None:
 
 
 def _import(settings: Import) -> None:
-    if settings.fps is not None and not 1 <= settings.fps <= 4096:
-        raise ValueError(f"--fps must be in 1..4096, not {settings.fps}")
+    if settings.fps is not None and not 1 <= settings.fps <= MOST_FPS:
+        raise ValueError(f"--fps must be in 1..{MOST_FPS}, not {settings.fps}")
     changes = Conversion(fps=settings.fps, instruction=settings.instruction, labels=settings.labels)
     done = import_dataset(settings.source, settings.to, settings.keys(), changes)
     print(

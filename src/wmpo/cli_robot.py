@@ -11,7 +11,7 @@ from pathlib import Path
 
 import tyro
 
-from wmpo.cli_common import Commands, dispatch
+from wmpo.cli_common import Commands, dispatch, stopped_by_signals
 from wmpo.config import CollectConfig
 from wmpo.envs.simulated import Purpose
 from wmpo.evaluation.policy import decoding
@@ -115,6 +115,7 @@ def _play(settings: Playing, purpose: str) -> Session:
         dataset=settings.to,
     )
     _check_alone(session)
+    _check_writable(session)
     have = stored(
         settings.to, fps=setup.rate, image_size=policy.image_size, action_dim=policy.codec.action_dim,
         views=setup.robot.views,
@@ -122,7 +123,7 @@ def _play(settings: Playing, purpose: str) -> Session:
     if have >= wanted:
         print(f"{settings.to} holds {have} episodes already; raise --num-episodes for more")
         return session
-    with _operator(setup) as operator, contextlib.closing(setup.robot) as robot:
+    with stopped_by_signals(), _operator(setup) as operator, contextlib.closing(setup.robot) as robot:
         robot.connect()
         env = RobotEnv(
             setup, operator,
@@ -136,6 +137,8 @@ def _check_alone(session: Session) -> None:
     """A success rate is that of one policy, so a folder of deployments has one."""
     wanted = session.purpose
     for row in session.ledger.episodes():
+        if not isinstance(row, dict) or not {"purpose", "policy", "temperature", "outcome", "success"} <= row.keys():
+            raise ValueError(f"{session.ledger.path} has a line that is no episode of a robot; choose another --to")
         found = Purpose(str(row["purpose"]), str(row["policy"]), float(str(row["temperature"])), wanted.seed)
         both_collect = wanted.purpose == found.purpose == "collection"
         if found != wanted and not both_collect:
@@ -144,6 +147,13 @@ def _check_alone(session: Session) -> None:
                 f"{found.purpose}; {wanted.policy} at {wanted.temperature:g} for {wanted.purpose} must not be "
                 "mixed with them; choose another --to"
             )
+
+
+def _check_writable(session: Session) -> None:
+    """An episode that was played must be counted. Raises OSError where the ledger cannot be written."""
+    session.dataset.mkdir(parents=True, exist_ok=True)
+    with open(session.ledger.path, "a"):
+        pass
 
 
 @contextlib.contextmanager

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
-from wmpo.cli_common import check_port
+from wmpo.cli_common import check_port, stopped_by_signals
 from wmpo.serve.guard import is_loopback
 from wmpo.serve.run import RunServer
 
@@ -37,8 +36,8 @@ def main(args: list[str]) -> None:
         print(f"{settings.run}: http://{shown}:{server.server_port}/  (Ctrl-C ends it)", flush=True)
         if not is_loopback(settings.host):
             print("warning: other machines can read this run and use this machine's time", flush=True)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # real episodes that were begun are still counted
         try:
-            server.serve_forever()
+            with stopped_by_signals():  # real episodes that were begun are still counted
+                server.serve_forever()
         except KeyboardInterrupt:
             print("stopped")

@@ -26,7 +26,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from wmpo.checkpoint import write_atomic
-from wmpo.data.damage import DatasetError, choose, choose_all, reading, require
+from wmpo.data.damage import MOST_FPS, DatasetError, choose, choose_all, reading, require, solved_rows
 from wmpo.data.episode import Episode
 from wmpo.data.pictures import decode, side_by_side, view_names
 from wmpo.data.source import Keys, Source
@@ -269,8 +269,8 @@ def _episode(
     pad = _column(part, "action_is_pad", "b", path) if "action_is_pad" in part.column_names else no
     solved = no
     if success in part.column_names:
-        solved = _column(part, success, "b" if success == "next.success" else "bif", path).reshape(len(part), -1)[:, 0]
-        solved = solved >= 1
+        labels = _column(part, success, "b" if success == "next.success" else "bif", path)
+        solved = solved_rows(labels, success, path)
     columns = [_column(part, name, "f", path).reshape(len(part), -1) for name in action.split(",")]
     actions = np.concatenate(columns, axis=1).astype(np.float32)
     steps = min(len(part) - 1, int((~pad).sum()))
@@ -323,7 +323,7 @@ def _read_info(root: Path) -> dict[str, Any]:
         version, fps, total, features = (info[n] for n in ("codebase_version", "fps", "total_episodes", "features"))
         known = version in ("v2.0", "v2.1", "v3.0")
         require(known, path, f"version {version!r} is not 'v2.0', 'v2.1' or 'v3.0'; convert it with LeRobot's script")
-        counts = type(fps) in (int, float) and 0 < fps < 1e6 and type(total) is int and total >= 0
+        counts = type(fps) in (int, float) and 0 < fps <= MOST_FPS and type(total) is int and total >= 0
         require(counts, path, f"fps {fps!r} or total_episodes {total!r} is not a sensible number")
         # Paths that lead elsewhere are refused: LeRobot itself writes only these, and no slash in a name.
         info["data"], info["video"] = ours = (

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped, UInt8
 
-from wmpo.data.damage import DatasetError, choose, choose_all, reading, require
+from wmpo.data.damage import DatasetError, choose, choose_all, reading, require, solved_rows
 from wmpo.data.episode import Episode
 from wmpo.data.pictures import decode, side_by_side, view_names
 from wmpo.data.source import Keys, Source, to_episode
@@ -116,7 +116,7 @@ def _episode(
     if keys.success is not None:
         flags = np.asarray(_values(example, keys.success, path))
         require(flags.dtype.kind in "fi" and len(flags) > 0, path, f"{keys.success!r} holds no numbers")
-        solved = flags >= 1
+        solved = solved_rows(flags, keys.success, path)
         if not keys.success.startswith("steps/"):  # one flag for the whole episode: solved by its last action
             solved = np.arange(len(frames)) >= np.where(solved[0], len(frames) - 2, len(frames))
     text = _values(example, sentence, path) if sentence is not None else []

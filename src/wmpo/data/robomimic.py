@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped, UInt8
 
-from wmpo.data.damage import DatasetError, choose, choose_all, reading, require
+from wmpo.data.damage import MOST_FPS, DatasetError, choose, choose_all, reading, require, solved_rows
 from wmpo.data.episode import Episode
 from wmpo.data.pictures import side_by_side, view_names
 from wmpo.data.source import Keys, Source, to_episode
@@ -49,7 +49,7 @@ def open_robomimic(path: Path, keys: Keys) -> Source:
     return Source(
         path=path,
         kind="robomimic HDF5",
-        fps=int(fps) if type(fps) in (int, float) and fps == int(fps) and fps > 0 else None,
+        fps=int(fps) if type(fps) in (int, float) and 0 < fps <= MOST_FPS and fps == int(fps) else None,
         labelled=labelled,
         episodes=_episodes(path, demos, chosen, _sentence(facts)),
     )
@@ -69,8 +69,7 @@ def _episodes(path: Path, demos: list[str], keys: Keys, sentence: str) -> Iterat
         rows = {len(part) for part in parts}
         require(len(rows) == 1, where, f"the actions {keys.action} have the lengths {sorted(rows)}")
         actions = np.concatenate([_flat(part) for part in parts], axis=1)
-        with reading(where):
-            labels = None if solved is None else _flat(solved)[:, 0] >= 1
+        labels = None if solved is None else solved_rows(solved, str(keys.success), where)
         frames = side_by_side(views, keys.camera, keys.image_size, where)
         yield to_episode(
             frames, actions, labels, instruction=sentence, number=number, path=where, views=view_names(keys.camera)
