@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ from finished_run import SENTENCE, finished_run
 from PIL import Image
 
 import wmpo
+from wmpo.checkpoint import write_json
+from wmpo.cli import main
 from wmpo.data.episode import Episode
 from wmpo.data.lerobot import read_episodes
 from wmpo.rollout.run import run_episodes
@@ -116,6 +119,27 @@ def test_what_holds_no_policy_is_refused(run: Path, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=says):
             wmpo.load_policy(path)
     assert wmpo.load_policy(tmp_path / "young/models/base.safetensors").act(picture(0)).shape == (4, 4)
+
+
+def test_an_exported_folder_is_all_that_is_needed(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    results = {who: {"best": {"success": rate, "n": 64, "decoding": "greedy"}}
+               for who, rate in (("base", 0.25), ("improved", 0.75))}  # fmt: skip
+    shutil.copytree(run, "copy")
+    write_json(Path("copy/results.json"), results)
+    main(["data", "export", "copy", "--to", "mine", "--what", "policy"])
+    assert capsys.readouterr().out == 'mine: wmpo.load_policy("mine").act(image)\n'
+    assert sorted(path.name for path in Path("mine").iterdir()) == ["README.md", "policy.safetensors"]
+    Path("mine").rename("moved")
+    assert np.array_equal(wmpo.load_policy("moved").act(picture(1)), wmpo.load_policy(run).act(picture(1)))
+    card = Path("moved/README.md").read_text()
+    assert "real success on 64 test starts: 75.0 % (greedy); base 25.0 % (greedy)" in card and "run copy" in card
+    for target in ("moved", "moved/README.md"):
+        with pytest.raises(SystemExit):
+            main(["data", "export", "copy", "--to", target, "--what", "policy"])
+        assert "is not an empty folder; choose another --to" in capsys.readouterr().err
 
 
 def test_no_simulator_is_needed(run: Path) -> None:

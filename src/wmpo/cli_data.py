@@ -18,6 +18,7 @@ from wmpo.data.importing import Conversion, import_dataset, open_source
 from wmpo.data.overview import Overview, overview
 from wmpo.data.source import Source
 from wmpo.report.video import strip
+from wmpo.stages.deploy import export_policy
 from wmpo.stages.export import export
 
 USAGE = """usage: wmpo data COMMAND ...
@@ -60,14 +61,14 @@ class Inspect(Naming):
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """Writes episodes of a run as a LeRobot v3.0 dataset."""
+    """Writes episodes of a run as a LeRobot v3.0 dataset, or its policy as a folder for ``wmpo.load_policy``."""
 
     run: tyro.conf.Positional[Path]
     "Folder of the run."
     to: Path
-    "The new dataset; must not exist yet."
-    what: Literal["collected", "demonstrations", "imagined"] = "collected"
-    "Real episodes of the policies, of the expert, or episodes that the improved policy only dreams."
+    "The new folder; must not exist yet."
+    what: Literal["collected", "demonstrations", "imagined", "policy"] = "collected"
+    "Real episodes of the policies, of the expert, episodes that the improved policy only dreams, or that policy."
     num_episodes: int = 32
     "Imagined episodes; they begin where collected ones began, in turn."
     temperature: float | None = None
@@ -147,6 +148,10 @@ def _export(settings: Export) -> None:
             f"--num-episodes must be at least 1, not {settings.num_episodes}, and --temperature in 0..100, "
             f"not {settings.temperature}"
         )
+    if settings.what == "policy":
+        export_policy(settings.run, settings.to)
+        print(f'{settings.to}: wmpo.load_policy("{settings.to}").act(image)')
+        return
     done = export(
         settings.run, settings.to, settings.what, num_episodes=settings.num_episodes, temperature=settings.temperature
     )

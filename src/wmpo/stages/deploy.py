@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from jaxtyping import Float, UInt8
 
 from wmpo import likelihood
+from wmpo.checkpoint import read_json, write_atomic
 from wmpo.data.pictures import resize
 from wmpo.protocols import PolicyNet
 from wmpo.stages import models
@@ -74,7 +76,7 @@ class LoadedPolicy:
 
 def load_policy(path: str | Path) -> LoadedPolicy:
     """From a run's folder (the policy that ``evaluate`` handed in, before that the improved one of the last complete
-    round) or a file of its ``models``.
+    round), a file of its ``models`` or a folder that :func:`export_policy` wrote.
 
     Raises ValueError when there is no such policy yet, or the file is damaged.
     """
@@ -84,6 +86,8 @@ def load_policy(path: str | Path) -> LoadedPolicy:
 def policy_file(path: str | Path) -> Path:
     """The file that :func:`load_policy` opens."""
     place = Path(path)
+    if (place / EXPORTED).exists():
+        return place / EXPORTED
     if place.is_dir():
         job = existing_job(place)
         if not last_round(job):
@@ -93,3 +97,36 @@ def policy_file(path: str | Path) -> Path:
         folder, name = handed_in(job)
         place = folder.model(name)
     return place
+
+
+EXPORTED = "policy.safetensors"
+
+
+def export_policy(run: Path, target: Path) -> None:
+    """Writes a folder with the policy alone, for :func:`load_policy`, and a ``README.md`` that says what it is. Raises
+    ValueError when the run has none yet, or the target is no new or empty folder."""
+    file = policy_file(run)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"{target} exists and is not an empty folder; choose another --to")
+    policy = LoadedPolicy(*models.open_policy(file))
+    write_atomic(target / "README.md", _card(run, target.name, policy).encode())
+    unfinished = target / f".{EXPORTED}"
+    shutil.copyfile(file, unfinished)
+    unfinished.replace(target / EXPORTED)
+
+
+def _card(run: Path, name: str, policy: LoadedPolicy) -> str:
+    """What somebody must know who has the folder only."""
+    cameras, size = ", ".join(policy.views), policy.image_size
+    lines = [
+        f"# {name}", "", "A robot policy, improved in imagination with wmpo.", "", "```python", "import wmpo", "",
+        f'policy = wmpo.load_policy("{name}")', "actions = policy.act(image)  # uint8 [h, w, 3] -> float32 "
+        f"[{policy.chunk_size}, {policy.action_dim}], in the environment's units", "```", "",
+        f"- sentence: {policy.instruction!r}", f"- cameras: {cameras}; pictures are resized to {size} pixels",
+        f"- no action is below {policy.low.round(3).tolist()} or above {policy.high.round(3).tolist()}",
+    ]  # fmt: skip
+    if (results := run / "results.json").exists():
+        best = {who: read_json(results)[who]["best"] for who in ("base", "improved")}
+        rates = {who: f"{100 * found['success']:.1f} % ({found['decoding']})" for who, found in best.items()}
+        lines.append(f"- real success on {best['base']['n']} test starts: {rates['improved']}; base {rates['base']}")
+    return "\n".join([*lines, f"- from the run {run.resolve().name}", ""])
