@@ -116,7 +116,7 @@ def _panel(axes: Axes, found: Mapping[str, Any], task: str) -> None:
         mine = sorted((row for row in rows if row["method"] == method), key=lambda row: row["budget"])
         if not mine:
             continue
-        x = [place[row["budget"]] + 0.06 * (number - len(found["methods"]) / 2) for row in mine]
+        x = [place[row["budget"]] + 0.06 * (number - (len(found["methods"]) - 1) / 2) for row in mine]
         y = [row["success"]["value"] for row in mine]
         ends = [row["success"]["interval"] for row in mine]
         error = [[max(0.0, v - e[0]) for v, e in zip(y, ends, strict=True)],
@@ -125,5 +125,5 @@ def _panel(axes: Axes, found: Mapping[str, Any], task: str) -> None:
         axes.errorbar(x, y, yerr=error, marker="o", markersize=4, linewidth=1.4, color=colour, label=method)
     axes.set_title("mean over tasks" if task == MEAN else task)
     axes.set_xticks(list(place.values()), [str(budget) for budget in place])
-    axes.set(xlabel="real episodes P", ylabel="real success, %", ylim=(0, 100))
+    axes.set(xlabel="real episodes P", ylabel="real success, %", xlim=(-0.5, len(place) - 0.5), ylim=(0, 104))
     axes.spines[["top", "right"]].set_visible(False)
