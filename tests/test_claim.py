@@ -1,4 +1,4 @@
-"""Two processes in one folder: the second one is told, or takes other work; whoever dies leaves nothing behind."""
+"""Whose a folder is: of two processes the second one is told, or takes other work; who dies leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from wmpo.checkpoint import read_json
 from wmpo.cli import main
 from wmpo.recipes import recipe
 from wmpo.stages import claim, compare
 from wmpo.stages.claim import claimed, sole
+from wmpo.stages.job import open_job
 
 
 def test_a_claim_lasts_as_long_as_its_block(tmp_path: Path) -> None:
@@ -51,6 +53,15 @@ def test_a_run_in_use_is_refused_in_one_sentence(tmp_path: Path, capsys: pytest.
     said = capsys.readouterr().err
     assert f"another wmpo process is at work in {tmp_path / 'tiny'}; wait" in said and "Traceback" not in said
     assert not (tmp_path / "tiny/config.json").exists()
+
+
+def test_settings_of_a_command_that_was_refused_do_not_stay(tmp_path: Path) -> None:
+    open_job(tmp_path, "tiny", recipe("tiny"), 0)
+    job = open_job(tmp_path, "tiny", recipe("tiny"), 1)
+    assert read_json(tmp_path / "config.json")["seed"] == 1
+    job.root.complete("demos", 1.0, {})
+    with pytest.raises(ValueError, match="seed: 1 there, 0 now"):
+        open_job(tmp_path, "tiny", recipe("tiny"), 0)
 
 
 def test_a_comparison_takes_what_no_other_process_has(

@@ -128,7 +128,7 @@ def refused(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_a_folder_made_before_a_setting_existed_has_its_default(tmp_path: Path) -> None:
     experiment = replace(recipe("tiny"), baselines=replace(recipe("tiny").baselines, real_groups=4))
-    open_job(tmp_path, "tiny", experiment, 0)
+    open_job(tmp_path, "tiny", experiment, 0).root.complete("demos", 1.0, {})
     saved = json.loads((tmp_path / "config.json").read_text())
     del saved["config"]["baselines"]["real_groups"]
     (tmp_path / "config.json").write_text(json.dumps(saved))

@@ -34,6 +34,7 @@ def test_a_folder_says_which_simulator_it_plays(tmp_path: Path) -> None:
     with open_job(tmp_path / "run", "square", experiment, 0) as job:
         assert (job.action_dim, job.fps) == (7, 20)
         assert job.workspace.low == (-np.inf,) * 7
+        job.root.complete("demos", 1.0, {})
     with pytest.raises(ValueError, match=r"other settings .*env\.kind: RobosuiteConfig there, MetaWorldConfig now"):
         open_job(tmp_path / "run", "square", dataclasses.replace(experiment, env=MetaWorldConfig()), 0)
 

@@ -29,6 +29,8 @@ from wmpo.report.run import RunFolder, StageLog
 
 REPEATED = ("collect", "world-model", "reward", "clone", "improve")
 """The stages of a round."""
+_MADE = ("data", "stages", "unfinished", "ledger.jsonl")
+"""What in a run's folder something was paid for."""
 INDIFFERENT = re.compile(r"num_workers|execution\..*|.*\.micro_batch")
 """Settings on which no result depends, but for the order in which numbers are added: a run may go on with others."""
 
@@ -175,9 +177,10 @@ def open_job(path: Path, recipe: str, experiment: Experiment, seed: int, *, quie
 
 
 def check_folder(path: Path, recipe: str, experiment: Experiment, seed: int, *, free: str = "") -> bool:
-    """Whether there is a run already. Raises ValueError when it belongs to another configuration."""
+    """Whether there is a run already. Raises ValueError when it belongs to another configuration. A folder in which
+    nothing was made yet, as its first command was refused, belongs to none."""
     saved = saved_experiment(path)
-    if saved is None:
+    if saved is None or not any((path / made).exists() for made in _MADE):
         return False
     found = differences(saved, (recipe, experiment, seed))
     differing = [text for text in found if not (free and text.startswith(free))]
