@@ -14,7 +14,7 @@ from wmpo.cli import main
 from wmpo.recipes import recipe
 from wmpo.stages import claim, compare
 from wmpo.stages.claim import claimed, sole
-from wmpo.stages.job import open_job
+from wmpo.stages.job import begun_experiment, open_job
 
 
 def test_a_claim_lasts_as_long_as_its_block(tmp_path: Path) -> None:
@@ -57,6 +57,7 @@ def test_a_run_in_use_is_refused_in_one_sentence(tmp_path: Path, capsys: pytest.
 
 def test_settings_of_a_command_that_was_refused_do_not_stay(tmp_path: Path) -> None:
     open_job(tmp_path, "tiny", recipe("tiny"), 0)
+    assert begun_experiment(tmp_path) is None
     job = open_job(tmp_path, "tiny", recipe("tiny"), 1)
     assert read_json(tmp_path / "config.json")["seed"] == 1
     job.root.complete("demos", 1.0, {})

@@ -18,7 +18,7 @@ from wmpo.recipes import RECIPES, recipe
 from wmpo.report.render import render
 from wmpo.stages import pretrain
 from wmpo.stages.claim import sole
-from wmpo.stages.job import Job, open_job, saved_experiment
+from wmpo.stages.job import Job, begun_experiment, open_job
 from wmpo.stages.order import run_missing, turn, whole
 from wmpo.stages.recorded import described
 
@@ -195,7 +195,7 @@ def _settings(command: str, name: str, rest: list[str]) -> Settings:
     default = Settings(experiment=recipe(name))
     folder = "pretrained" if command == "pretrain" else name
     where = peek(rest, "--runs") or "runs", peek(rest, "--name") or folder
-    saved = saved_experiment(Path(where[0]) / where[1])
+    saved = begun_experiment(Path(where[0]) / where[1])
     if saved is not None:
         if saved[0] != name:
             raise ValueError(f"{Path(*where)} is a run of recipe {saved[0]!r}, not {name!r}; choose another --name")

@@ -13,10 +13,9 @@ import tyro
 
 from wmpo.checkpoint import write_atomic
 from wmpo.cli_common import Commands, Naming, dispatch
-from wmpo.data.damage import MOST_FPS
 from wmpo.data.importing import Conversion, import_dataset, open_source
 from wmpo.data.overview import Overview, overview
-from wmpo.data.source import Source
+from wmpo.data.source import MOST_FPS, Source
 from wmpo.report.video import strip
 from wmpo.stages.deploy import export_policy
 from wmpo.stages.export import export

@@ -56,11 +56,12 @@ class DemosConfig:
     recorded demonstrations."""
 
     def noise_of(self, attempt: int) -> float:
-        """Standard deviation in the first attempt (0) at a base policy or a later one."""
+        """Standard deviation of the noise in attempt 0, 1, ... at a base policy."""
         return self.noise * 1.25**attempt
 
     @property
     def num_attempts(self) -> int:
+        """How often a base policy is cloned at most."""
         return 1 if self.recorded or self.base_at_most == 1 else 4
 
 
@@ -325,8 +326,7 @@ _AT_LEAST: dict[str, float] = {
     "micro_batch": 1, "every": 1, "check_every": 1, "window": 1, "num_bins": 2, "temperature": 0, "shard": 1,
     "num_replays": 1, "warmup_steps": 1, "num_rounds": 1, "refresh_share": 0.01, "max_fpr": 0,
     "trust": 0.01, "base_at_most": 0.01, "branch_share": 0, "branch_chunks": 1, "real_groups": 1, "beta": 1e-6,
-    "imitation": 0,
-    "num_workers": 0, "processes": 0, "shards": 0, "num_videos": 0, "temperatures": 0,
+    "imitation": 0, "num_workers": 0, "processes": 0, "shards": 0, "num_videos": 0, "temperatures": 0,
     "ema": 0, "channels": 4, "encoder_channels": 4, "latent_channels": 1, "dim": 4,
     "depth": 1, "num_heads": 1, "blocks": 1, "condition": 8, "pretrain_share": 0, "unroll_from": 0, "dropout": 0,
 }  # fmt: skip

@@ -6,12 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-from jaxtyping import Bool, Shaped
-
-MOST_FPS = 4096
-"""Frames a second that a dataset may have."""
-
 
 class DatasetError(ValueError):
     """The dataset is incomplete, damaged or of another kind; the message names the file and what to do."""
@@ -21,16 +15,6 @@ def require(fits: bool, path: Path, problem: str) -> None:
     """Raises DatasetError about ``path`` unless ``fits``."""
     if not fits:
         raise DatasetError(f"{path}: {problem}; copy, export or record the dataset again")
-
-
-def solved_rows(labels: Shaped[np.ndarray, "R ..."], name: str, path: Path) -> Bool[np.ndarray, " R"]:
-    """Where the (first) number of a row says that the task is solved: 1 or more, or true. Raises DatasetError for what
-    is no number, NaN too: it would count as a failure."""
-    require(labels.dtype.kind in "biuf", path, f"the labels {name!r} are {labels.dtype}, not numbers")
-    require(labels.size > 0 or not len(labels), path, f"the labels {name!r} are empty")
-    first = labels.reshape(len(labels), -1)[:, 0] if len(labels) else np.zeros(0)
-    require(not np.isnan(first.astype(float)).any(), path, f"the labels {name!r} contain NaN")
-    return first >= 1
 
 
 @contextmanager

@@ -111,13 +111,18 @@ def convert(source: Source, conversion: Conversion) -> Iterator[Episode]:
         raise DatasetError(f"{conversion.labels} labels episodes {unknown[:3]}, but {source.path} has 0..{count - 1}")
 
 
+def check_new(target: Path) -> None:
+    """Raises DatasetError unless ``target`` is an empty folder or nothing yet."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise DatasetError(f"{target} exists and is not an empty folder; choose another --to")
+
+
 def write_new(target: Path, episodes: Iterator[Episode], *, fps: int, origin: dict[str, object]) -> None:
     """Writes a dataset that appears under its name only when it is whole, and where it is from (``meta/origin.json``).
 
     Raises DatasetError when the target exists.
     """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise DatasetError(f"{target} exists and is not an empty folder; choose another --to")
+    check_new(target)
     unfinished = target.parent / f".{target.name}.{os.getpid()}.unfinished"
     try:
         for shard in _shards(episodes):

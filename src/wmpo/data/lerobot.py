@@ -26,10 +26,10 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from wmpo.checkpoint import write_atomic
-from wmpo.data.damage import MOST_FPS, DatasetError, choose, choose_all, reading, require, solved_rows
+from wmpo.data.damage import DatasetError, choose, choose_all, reading, require
 from wmpo.data.episode import Episode
 from wmpo.data.pictures import decode, side_by_side, view_names
-from wmpo.data.source import Keys, Source
+from wmpo.data.source import MOST_FPS, Keys, Source, solved_rows
 
 _CAMERA = "observation.images."
 FILES_PER_CHUNK = 1000

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped, UInt8
 
-from wmpo.data.damage import DatasetError, choose, choose_all, reading, require, solved_rows
+from wmpo.data.damage import DatasetError, choose, choose_all, reading, require
 from wmpo.data.episode import Episode
 from wmpo.data.pictures import decode, side_by_side, view_names
-from wmpo.data.source import Keys, Source, to_episode
+from wmpo.data.source import Keys, Source, solved_rows, to_episode
 from wmpo.data.tfrecord import Values, parse_example, read_records
 
 _SHARD = re.compile(r"(?P<name>.+)-(?P<split>[^-]+)\.tfrecord-(?P<number>\d{5})-of-(?P<count>\d{5})")

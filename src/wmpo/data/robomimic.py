@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped, UInt8
 
-from wmpo.data.damage import MOST_FPS, DatasetError, choose, choose_all, reading, require, solved_rows
+from wmpo.data.damage import DatasetError, choose, choose_all, reading, require
 from wmpo.data.episode import Episode
 from wmpo.data.pictures import side_by_side, view_names
-from wmpo.data.source import Keys, Source, to_episode
+from wmpo.data.source import MOST_FPS, Keys, Source, solved_rows, to_episode
 
 Group = Any
 """An ``h5py.Group``; h5py is imported only where a file is opened."""

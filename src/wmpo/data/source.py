@@ -13,6 +13,9 @@ from wmpo.data.damage import require
 from wmpo.data.episode import Episode
 from wmpo.views import ONE_VIEW
 
+MOST_FPS = 4096
+"""Frames a second that a dataset may have."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keys:
@@ -42,6 +45,16 @@ class Source:
     labelled: bool
     "Whether the dataset says which episodes were solved; where not, all ``solved_at`` are -1."
     episodes: Iterable[Episode]
+
+
+def solved_rows(labels: Shaped[np.ndarray, "R ..."], name: str, path: Path) -> Bool[np.ndarray, " R"]:
+    """Where the (first) number of a row says that the task is solved: 1 or more, or true. Raises DatasetError for what
+    is no number, NaN too: it would count as a failure."""
+    require(labels.dtype.kind in "biuf", path, f"the labels {name!r} are {labels.dtype}, not numbers")
+    require(labels.size > 0 or not len(labels), path, f"the labels {name!r} are empty")
+    first = labels.reshape(len(labels), -1)[:, 0] if len(labels) else np.zeros(0)
+    require(not np.isnan(first.astype(float)).any(), path, f"the labels {name!r} contain NaN")
+    return first >= 1
 
 
 def to_episode(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,16 @@ from jaxtyping import Float, UInt8
 
 from wmpo import likelihood
 from wmpo.checkpoint import read_json, write_atomic
+from wmpo.data.importing import check_new
 from wmpo.data.pictures import resize
 from wmpo.protocols import PolicyNet
 from wmpo.stages import models
 from wmpo.stages.job import existing_job
 from wmpo.stages.rounds import handed_in, last_round
 from wmpo.types import Observation
+
+EXPORTED = "policy.safetensors"
+"""The file in an exported folder."""
 
 
 class LoadedPolicy:
@@ -99,27 +102,21 @@ def policy_file(path: str | Path) -> Path:
     return place
 
 
-EXPORTED = "policy.safetensors"
-
-
 def export_policy(run: Path, target: Path) -> None:
     """Writes a folder with the policy alone, for :func:`load_policy`, and a ``README.md`` that says what it is. Raises
     ValueError when the run has none yet, or the target is no new or empty folder."""
     file = policy_file(run)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"{target} exists and is not an empty folder; choose another --to")
+    check_new(target)
     policy = LoadedPolicy(*models.open_policy(file))
     write_atomic(target / "README.md", _card(run, target.name, policy).encode())
-    unfinished = target / f".{EXPORTED}"
-    shutil.copyfile(file, unfinished)
-    unfinished.replace(target / EXPORTED)
+    write_atomic(target / EXPORTED, file.read_bytes())
 
 
 def _card(run: Path, name: str, policy: LoadedPolicy) -> str:
     """What somebody must know who has the folder only."""
     cameras, size = ", ".join(policy.views), policy.image_size
     lines = [
-        f"# {name}", "", "A robot policy, improved in imagination with wmpo.", "", "```python", "import wmpo", "",
+        f"# {name}", "", "A robot policy from a run of wmpo.", "", "```python", "import wmpo", "",
         f'policy = wmpo.load_policy("{name}")', "actions = policy.act(image)  # uint8 [h, w, 3] -> float32 "
         f"[{policy.chunk_size}, {policy.action_dim}], in the environment's units", "```", "",
         f"- sentence: {policy.instruction!r}", f"- cameras: {cameras}; pictures are resized to {size} pixels",

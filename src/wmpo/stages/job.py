@@ -29,8 +29,6 @@ from wmpo.report.run import RunFolder, StageLog
 
 REPEATED = ("collect", "world-model", "reward", "clone", "improve")
 """The stages of a round."""
-_MADE = ("data", "stages", "unfinished", "ledger.jsonl")
-"""What in a run's folder something was paid for."""
 INDIFFERENT = re.compile(r"num_workers|execution\..*|.*\.micro_batch")
 """Settings on which no result depends, but for the order in which numbers are added: a run may go on with others."""
 
@@ -177,10 +175,9 @@ def open_job(path: Path, recipe: str, experiment: Experiment, seed: int, *, quie
 
 
 def check_folder(path: Path, recipe: str, experiment: Experiment, seed: int, *, free: str = "") -> bool:
-    """Whether there is a run already. Raises ValueError when it belongs to another configuration. A folder in which
-    nothing was made yet, as its first command was refused, belongs to none."""
-    saved = saved_experiment(path)
-    if saved is None or not any((path / made).exists() for made in _MADE):
+    """Whether there is a run already. Raises ValueError when it belongs to another configuration."""
+    saved = begun_experiment(path)
+    if saved is None:
         return False
     found = differences(saved, (recipe, experiment, seed))
     differing = [text for text in found if not (free and text.startswith(free))]
@@ -222,6 +219,13 @@ def saved_experiment(path: Path) -> tuple[str, Experiment, int] | None:
         return found["recipe"], from_json(Experiment, found["config"]), found["seed"]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{config} is not the configuration of a run of this version ({error})") from error
+
+
+def begun_experiment(path: Path) -> tuple[str, Experiment, int] | None:
+    """The same, but None also where nothing was made yet: the settings of a first command that was refused do not
+    stay."""
+    made = any((path / name).exists() for name in ("data", "stages", "unfinished", "ledger.jsonl"))
+    return saved_experiment(path) if made else None
 
 
 def existing_job(path: Path) -> Job:

@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from wmpo.data.episode import Episode
-from wmpo.data.lerobot import num_episodes, read_episodes
+from wmpo.data.lerobot import read_episodes
 from wmpo.envs.imagined import ImaginedEnv
 from wmpo.envs.simulated import Purpose
 from wmpo.evaluation.audit import Audit, judge
@@ -58,10 +58,10 @@ def sft(job: Job) -> None:
     """Clones the demonstrations: the base policy. Noisier ones where it would leave too little to learn."""
     require(job, "sft", "demos")
     log, experiment = job.log("sft"), job.experiment
-    config, recorded = experiment.demos, range(num_episodes(job.dataset("demonstrations")))
+    config = experiment.demos
     attempts = 1 if experiment.collect.recorded else config.num_attempts  # a robot's come without a simulator
     for attempt in range(attempts):
-        chosen = recorded if config.recorded else demonstrate(job, log, attempt)
+        chosen = demonstrate(job, log, attempt)
         policy, found = _cloned(job, log, chosen), None
         if attempt + 1 == attempts:
             break

@@ -37,17 +37,19 @@ def demos(job: Job) -> None:
         if failed := [i for i, episode in enumerate(taken) if not episode.success]:
             raise ValueError(f"{config.recorded}: episodes {failed[:4]} are not solved, so they demonstrate nothing")
         append_episodes(root, [episode.until_solved() for episode in taken], fps=job.fps)
-    if not config.recorded:
-        demonstrate(job, log, 0)
+    demonstrate(job, log, 0)
     steps = [len(e.actions) for e in read_episodes(root)]
     mean = sum(steps) / len(steps)
     finish(log, {"episodes": len(steps), "mean_steps": mean}, f"{len(steps)} demonstrations, {mean:.0f} steps long")
 
 
 def demonstrate(job: Job, log: StageLog, attempt: int) -> range:
-    """Which episodes of the dataset are the expert's in this attempt; records them where they are missing: as many
-    solved ones as are wanted, with more noise on their actions than in the attempt before."""
+    """Which episodes of the dataset are the demonstrations of this attempt at a base policy: all recorded ones, or the
+    expert's. Those are played where they are missing: as many solved ones as are wanted, with more noise on their
+    actions than in the attempt before."""
     config, root = job.experiment.demos, job.dataset("demonstrations")
+    if config.recorded:
+        return range(num_episodes(root))
     chosen = range(attempt * config.num_episodes, (attempt + 1) * config.num_episodes)
     if num_episodes(root) >= chosen.stop:
         return chosen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,25 +27,26 @@ def tabulate(plan: Plan, path: Path) -> Path:
         check_folder(step.folder(path), plan.recipe, step.experiment(plan), step.seed)
         found[step] = read_json(file)
     _check_starts(found, path)
-    references = [name for name in plan.methods if METHODS[name].reference]
-    rows = compare(
-        [_trial(step, summary) for step, summary in found.items()],
-        tasks=plan.tasks, budgets=plan.budgets, methods=plan.methods, references=references,
+    content = assemble(
+        [_raw(step, summary, path) for step, summary in found.items()], missing,
+        recipe=plan.recipe, tasks=plan.tasks, methods=plan.methods, budgets=plan.budgets, num_seeds=plan.num_seeds,
     )  # fmt: skip
-    content = {
-        "recipe": plan.recipe,
-        "tasks": plan.tasks,
-        "methods": plan.methods,
-        "references": references,
-        "budgets": plan.budgets,
-        "num_seeds": plan.num_seeds,
-        "rows": [asdict(row) for row in rows],
-        "missing": missing,
-        "trials": [_raw(step, summary, path) for step, summary in found.items()],
-    }
     file = path / "comparison.json"
     write_json(file, content)
     return file
+
+
+def assemble(
+    trials: list[dict[str, Any]], missing: list[str], *,
+    recipe: str, tasks: Sequence[str], methods: Sequence[str], budgets: Sequence[int], num_seeds: int,
+) -> dict[str, Any]:  # fmt: skip
+    """``comparison.json`` from its own ``trials``: what follows from them is computed anew."""
+    references = [name for name in methods if METHODS[name].reference]
+    rows = compare(list(map(_trial, trials)), tasks=tasks, budgets=budgets, methods=methods, references=references)
+    return {
+        "recipe": recipe, "tasks": tasks, "methods": methods, "references": references, "budgets": budgets,
+        "num_seeds": num_seeds, "rows": [asdict(row) for row in rows], "missing": missing, "trials": trials,
+    }  # fmt: skip
 
 
 def _check_starts(found: dict[Step, dict[str, Any]], path: Path) -> None:
@@ -59,9 +61,9 @@ def _check_starts(found: dict[Step, dict[str, Any]], path: Path) -> None:
             )
 
 
-def _trial(step: Step, summary: dict[str, Any]) -> Trial:
-    success = np.array(summary["success"], dtype=bool)
-    return Trial(task=step.task, seed=step.seed, budget=step.budget or 0, method=step.method, success=success)
+def _trial(raw: dict[str, Any]) -> Trial:
+    success = np.array([solved == "1" for solved in raw["success"]])
+    return Trial(**{key: raw[key] for key in ("task", "seed", "budget", "method")}, success=success)
 
 
 def _raw(step: Step, summary: dict[str, Any], path: Path) -> dict[str, Any]:
