@@ -130,8 +130,10 @@ def test_a_request_to_end_stops_the_arm(
     monkeypatch.setenv("SIGNAL", name)
     Path("arm.py").write_text(SETUP)
     before = [signal.getsignal(which) for which in (signal.SIGTERM, signal.SIGHUP)]
+    ours = signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background is deaf to it
     with pytest.raises(SystemExit) as ended:
         main(["robot", "collect", "arm.py:asked_to_end", "--policy", str(run), "--to", "data"])
+    signal.signal(signal.SIGINT, ours)
     arm = toy_arm.last
     assert ended.value.code == 130 and "the same command goes on from here" in capsys.readouterr().err
     assert not arm.connected and arm.sent and arm.sent[-1]["delta_z"] == 0, "told to stand still"

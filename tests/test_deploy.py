@@ -136,6 +136,7 @@ def test_an_exported_folder_is_all_that_is_needed(
     assert np.array_equal(wmpo.load_policy("moved").act(picture(1)), wmpo.load_policy(run).act(picture(1)))
     card = Path("moved/README.md").read_text()
     assert "real success on 64 test starts: 75.0 % (greedy); base 25.0 % (greedy)" in card and "run copy" in card
+    assert "no action is below -1, -2, 0, 5 or above 1, 2, 0.5, 6" in card
     for target in ("moved", "moved/README.md"):
         with pytest.raises(SystemExit):
             main(["data", "export", "copy", "--to", target, "--what", "policy"])

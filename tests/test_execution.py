@@ -15,7 +15,7 @@ from wmpo.stages.job import open_job
 
 def test_a_run_goes_on_with_other_processes_but_not_with_other_settings(tmp_path: Path) -> None:
     begun = tiny()
-    open_job(tmp_path, "tiny", begun, 0)
+    open_job(tmp_path, "tiny", begun, 0).root.complete("demos", 1.0, {})
     grpo = replace(begun.improve.grpo, micro_batch=2)
     other = replace(
         begun,

@@ -115,12 +115,13 @@ def export_policy(run: Path, target: Path) -> None:
 def _card(run: Path, name: str, policy: LoadedPolicy) -> str:
     """What somebody must know who has the folder only."""
     cameras, size = ", ".join(policy.views), policy.image_size
+    low, high = (", ".join(f"{end:.3g}" for end in ends) for ends in (policy.low, policy.high))
     lines = [
         f"# {name}", "", "A robot policy from a run of wmpo.", "", "```python", "import wmpo", "",
         f'policy = wmpo.load_policy("{name}")', "actions = policy.act(image)  # uint8 [h, w, 3] -> float32 "
         f"[{policy.chunk_size}, {policy.action_dim}], in the environment's units", "```", "",
         f"- sentence: {policy.instruction!r}", f"- cameras: {cameras}; pictures are resized to {size} pixels",
-        f"- no action is below {policy.low.round(3).tolist()} or above {policy.high.round(3).tolist()}",
+        f"- no action is below {low} or above {high}",
     ]  # fmt: skip
     if (results := run / "results.json").exists():
         best = {who: read_json(results)[who]["best"] for who in ("base", "improved")}
