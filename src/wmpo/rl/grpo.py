@@ -72,9 +72,11 @@ class GRPOLearner:
 
     def __init__(self, policy: TrainablePolicy, config: GRPOConfig, *, temperature: float) -> None:
         self.policy, self.config, self.temperature = policy.eval(), config, temperature
+        on_gpu = next(policy.parameters()).is_cuda  # there the default holds another copy of the weights for a moment
         self._optimizer = torch.optim.AdamW(
-            policy.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.95)
-        )
+            policy.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.95),
+            fused=on_gpu or None,
+        )  # fmt: skip
 
     def step(self, minibatch: Minibatch) -> dict[str, float]:
         """One optimiser step. Returns clip fraction, KL to the sampling policy, entropy, and the gradient's norm."""

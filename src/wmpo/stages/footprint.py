@@ -112,7 +112,10 @@ OPENVLA_SIGLIP = {"hidden_size": 1152, "num_hidden_layers": 26, "num_attention_h
 PROMPT_TOKENS = 30
 
 
-def _openvla(config: OpenVLAOFTConfig, action_dim: int, num_views: int) -> Footprint:
+def openvla_net(
+    config: OpenVLAOFTConfig, text: dict[str, Any], dino: dict[str, Any], siglip: dict[str, Any]
+) -> Prismatic:
+    """The network of these sizes with random weights on the default device, as ``config`` says it is trained."""
     with libraries():
         from transformers import (
             Dinov2WithRegistersConfig,
@@ -122,14 +125,19 @@ def _openvla(config: OpenVLAOFTConfig, action_dim: int, num_views: int) -> Footp
             SiglipVisionConfig,
             SiglipVisionModel,
         )
+    first = Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**dino))
+    second = SiglipVisionModel(SiglipVisionConfig(**siglip, vision_use_head=False))
+    del first.embeddings.mask_token
+    first.layernorm, second.post_layernorm = nn.Identity(), nn.Identity()
+    net = Prismatic(first, second, LlamaForCausalLM(LlamaConfig(**text))).to(DTYPES[config.dtype])
+    if config.lora_rank:
+        add_lora(net, config.lora_rank)
+    return net
+
+
+def _openvla(config: OpenVLAOFTConfig, action_dim: int, num_views: int) -> Footprint:
     with torch.device("meta"):
-        dino = Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**OPENVLA_DINO))
-        siglip = SiglipVisionModel(SiglipVisionConfig(**OPENVLA_SIGLIP, vision_use_head=False))
-        del dino.embeddings.mask_token
-        dino.layernorm, siglip.post_layernorm = nn.Identity(), nn.Identity()
-        net = Prismatic(dino, siglip, LlamaForCausalLM(LlamaConfig(**OPENVLA_TEXT))).to(DTYPES[config.dtype])
-        if config.lora_rank:
-            add_lora(net, config.lora_rank)
+        net = openvla_net(config, OPENVLA_TEXT, OPENVLA_DINO, OPENVLA_SIGLIP)
         pixels, ids = torch.zeros(1, 6 * num_views, 224, 224), torch.zeros(1, PROMPT_TOKENS, dtype=torch.long)
         mask = torch.ones(1, PROMPT_TOKENS, dtype=torch.bool)
         tokens, bins = config.chunk_size * action_dim, slice(31744, 32000)
