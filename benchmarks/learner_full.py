@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ class Policy(nn.Module):
         with torch.device(best_device()):
             self.net = footprint.openvla_net(config, *(TINY if tiny else FULL))
         if config.gradient_checkpointing:
-            self.net.llama.gradient_checkpointing_enable({"use_reentrant": False})
+            self.net.llama.activation_checkpointing_enable({"use_reentrant": False})
         self.codec = VocabularyCodec.fit(2 * torch.rand(100, ACTIONS) - 1, config.chunk_size, BINS)
         self._recompute = config.gradient_checkpointing
 
@@ -127,43 +127,52 @@ def timed(run: Callable[[], Any], repeats: int = 3) -> tuple[float, float | None
     return least, torch.cuda.max_memory_allocated() / 1e9 if cuda else None
 
 
-def case(name: str, job: Callable[[Policy], Callable[[], Any]], config: OpenVLAOFTConfig, rows: int, tiny: bool,
-         expected: float, operations: float, ceiling: float) -> dict[str, Any]:  # fmt: skip
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    try:
-        seconds, peak = timed(job(Policy(config, tiny)))
-    except torch.cuda.OutOfMemoryError as error:
-        return {"name": name, "planned_gb": expected / 1e9, "out_of_memory": str(error).split(". ")[0]}
-    found = {
-        "name": name, "seconds": seconds, "rows": rows, "rows_per_second": rows / seconds, "planned_gb": expected / 1e9,
-        "peak_gb": peak, "tflops": rows * operations / seconds / 1e12,
-    }  # fmt: skip
-    found["share_of_ceiling"] = found["tflops"] / ceiling
-    print(json.dumps(found), flush=True)
-    return found
+@dataclass(frozen=True)
+class Case:
+    """A job on ``rows`` samples, with what was planned for it."""
+
+    name: str
+    job: Callable[[Policy], Callable[[], Any]]
+    config: OpenVLAOFTConfig
+    rows: int
+    planned_bytes: int
+    operations: int
+    "Of one sample."
+
+    def measure(self, tiny: bool, ceiling: float) -> dict[str, Any]:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        found: dict[str, Any] = {"name": self.name, "rows": self.rows, "planned_gb": self.planned_bytes / 1e9}
+        try:
+            seconds, peak = timed(self.job(Policy(self.config, tiny)))
+        except torch.cuda.OutOfMemoryError as error:
+            return found | {"out_of_memory": str(error).split(". ")[0]}
+        tflops = self.rows * self.operations / seconds / 1e12
+        found |= {"peak_gb": peak, "seconds": seconds, "rows_per_second": self.rows / seconds, "tflops": tflops}
+        found["share_of_ceiling"] = tflops / ceiling
+        print(json.dumps(found), flush=True)
+        return found
 
 
 def measured(tiny: bool) -> list[dict[str, Any]]:
     recipe = paper_square()
     lora: Any = recipe.policy
     whole = lora.settled()
-    ceiling = matrix_ceiling(best_device(), 256 if tiny else 8192)
     few, many = (2, 4) if tiny else (16, 64)
     low, full = (_planned(replace(recipe, policy=config)) for config in (lora, whole))
     grpo = replace(recipe.improve.grpo, micro_batch=min(few, recipe.improve.grpo.micro_batch))
-    sft_bytes = training_memory(low, replace(recipe.sft.fit, batch_size=few, micro_batch=0)).total
-    own = (
-        2 * full.weight_bytes + 2 * full.trained_bytes + grpo.micro_batch * full.saved_bytes
-    )  # one more with gradients
+    cloned = training_memory(low, replace(recipe.sft.fit, batch_size=few, micro_batch=0)).total
+    learned = full.weight_bytes + 3 * full.trained_bytes + grpo.micro_batch * full.saved_bytes
     again = low.forward, full.forward  # activations are recomputed
-    torch.manual_seed(0)
-    return [
-        case("clone, low-rank", lambda p: cloning(p, few), lora, few, tiny, sft_bytes, low.training + again[0], ceiling),
-        case("GRPO, all weights", lambda p: learning(p, 2 * few, grpo), whole, 2 * few, tiny, own,
-             full.training + again[1], ceiling),
-        case("decide", lambda p: deciding(p.eval(), many), whole, many, tiny, full.weight_bytes, full.forward, ceiling),
+    cases = [
+        Case("clone, low-rank", lambda p: cloning(p, few), lora, few, cloned, low.training + again[0]),
+        Case("GRPO, all weights", lambda p: learning(p, 2 * few, grpo), whole, 2 * few, learned,
+             full.training + again[1]),
+        Case("decide", lambda p: deciding(p.eval(), many), whole, many, full.weight_bytes, full.forward),
     ]  # fmt: skip
+    torch.manual_seed(0)
+    ceiling = matrix_ceiling(best_device(), 256 if tiny else 8192)
+    return [case.measure(tiny, ceiling) for case in cases]
 
 
 def _planned(experiment: Any) -> Footprint:

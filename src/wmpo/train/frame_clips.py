@@ -56,12 +56,12 @@ class FrameClips:
         index["next"] = torch.from_numpy(offset + np.minimum(time + self.stride * num_frames, last[:, 0]))
         device = self.latents.device
         context = FrameContext(
-            recent=to_unit(self.frames[torch.from_numpy(offset[:, None] + np.stack(past, axis=1))]).to(device),
+            recent=to_unit(self.frames[torch.from_numpy(offset[:, None] + np.stack(past, axis=1))].to(device)),
             latents=self.latents[index["now"]],
-            first=to_unit(self.frames[index["first"]]).to(device),
+            first=to_unit(self.frames[index["first"]].to(device)),
             travelled=(self.sums[index["now"]] - self.sums[index["first"]]).to(device),
         )
-        target, picture = self.latents[index["next"]], to_unit(self.frames[index["next"]]).to(device)
+        target, picture = self.latents[index["next"]], to_unit(self.frames[index["next"]].to(device))
         return context, actions.to(device).unflatten(1, (num_frames, self.stride)), target, picture
 
     def batch(

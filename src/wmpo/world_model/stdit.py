@@ -50,6 +50,13 @@ class Sizes:
     "Whether actions modulate temporal blocks too (paper), or spatial ones only (released code and weights)."
 
 
+class HeadNorm(nn.RMSNorm):
+    """In the precision of its input: with float32 weights bfloat16 queries would become float32, by the slow kernel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 class Attention(nn.Module):
     """Self-attention with normalised queries and keys; along time it is causal and rotary."""
 
@@ -59,7 +66,7 @@ class Attention(nn.Module):
             raise ValueError(f"num_heads {sizes.num_heads} must divide the width {sizes.width} into even parts")
         self.num_heads, self.temporal, head = sizes.num_heads, temporal, sizes.width // sizes.num_heads
         self.qkv, self.proj = nn.Linear(sizes.width, 3 * sizes.width), nn.Linear(sizes.width, sizes.width)
-        self.q_norm, self.k_norm = nn.RMSNorm(head, eps=1e-6), nn.RMSNorm(head, eps=1e-6)
+        self.q_norm, self.k_norm = HeadNorm(head, eps=1e-6), HeadNorm(head, eps=1e-6)
 
     def forward(self, x: Tensor, past: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """(N, L, D) -> the same, and keys and values of all frames so far (N, heads, past + L, d)."""
