@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,11 @@ def recorded(number: int, steps: int, *, size: int = 32, policy: str = "base") -
     )
 
 
-def finished_run(path: Path, *, rounds: int = 2, threshold: float = 0.0) -> Job:
+def finished_run(path: Path, *, rounds: int = 2, threshold: float = 0.0, group_size: int = 4) -> Job:
     """``rounds`` complete rounds of two. ``threshold`` of the success classifier: -1e9 solves all, 1e9 nothing."""
-    job = open_job(path, "tiny", tiny(), seed=0, quiet=True)
+    small = tiny()
+    groups = replace(small.improve.groups, group_size=group_size)
+    job = open_job(path, "tiny", replace(small, improve=replace(small.improve, groups=groups)), seed=0, quiet=True)
     demos = [recorded(100 + i, 5, policy="expert") for i in range(2)]
     append_episodes(job.dataset("demonstrations"), demos, fps=job.fps)
     experiment, size = job.experiment, job.experiment.env.image_size

@@ -71,6 +71,11 @@ def test_inspect_says_what_will_not_work(capsys: pytest.CaptureFixture[str]) -> 
     assert "[0] never move" in capsys.readouterr().out
 
 
+def test_a_sheet_needs_a_name(capsys: pytest.CaptureFixture[str]) -> None:
+    foreign.lerobot_v21(Path("source"))
+    assert "--sheet . is a folder; name a picture" in refused(capsys, "inspect", "source", "--sheet", ".")
+
+
 def test_inspect_of_episodes_that_do_not_fit_each_other(capsys: pytest.CaptureFixture[str]) -> None:
     root = foreign.lerobot_v21(Path("source"))
     table = pq.read_table(root / foreign.V21_DATA)

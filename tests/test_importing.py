@@ -172,6 +172,12 @@ def test_bad_labels_are_explained(content: str, says: str, tmp_path: Path) -> No
     assert not (tmp_path / "new").exists() and not list(tmp_path.glob(".*"))
 
 
+def test_labels_of_a_folder_are_refused(tmp_path: Path) -> None:
+    for name in (tmp_path, tmp_path / "absent.csv"):
+        with pytest.raises(DatasetError, match=r"--labels .* is no file"):
+            take(make("rlds", tmp_path / name.stem), tmp_path / "new", ACTION, labels=str(name))
+
+
 def test_unlabelled_datasets_need_labels(tmp_path: Path) -> None:
     root = foreign.lerobot_v21(tmp_path / "source")
     with pytest.raises(DatasetError, match="--labels"):

@@ -96,38 +96,37 @@ def test_a_camera_that_freezes_ends_the_episode(base: Path, tmp_path: Path) -> N
 
 
 SETUP = """
+from pathlib import Path
+
 from wmpo.envs.metaworld import MetaWorldConfig
-from wmpo.robots.protocol import Signal
 from wmpo.robots.simulated import Faults, simulated
 
 def robot():
-    setup = simulated(
-        MetaWorldConfig(task="coffee-button-v3", image_size=32), speed=2, faults=Faults(latency=0.05, dropped=0.05),
-        max_age=10.0,
-    )
-    judged = []
-
-    def judge(why):  # only the way is tested, and a classifier needs both kinds: every other failure is called solved
-        judged.append(why)
-        return (Signal.FAILURE, Signal.SUCCESS)[len(judged) % 2]
-
-    setup.operator.judge = judge
-    return setup
+    new = not Path("played").exists()
+    faults = Faults(latency=0.05, dropped=0.05, die_after=40 if new else -1)  # the first one dies in mid-episode
+    return simulated(MetaWorldConfig(task="coffee-button-v3", image_size=32), speed=1, faults=faults, max_age=10.0)
 """
+STRONGER = ["--demos.num-episodes", "6", "--sft.fit.num-steps", "100"]
+"""A base policy that solves about half of its episodes: a classifier needs both kinds."""
 
 
 @pytest.mark.slow
 def test_collect_on_the_robot_improve_in_the_dream_and_deploy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two rounds of the tiny recipe whose P episodes are played by the robot's process."""
+    """Two rounds of the tiny recipe whose P episodes are played, and judged, by the robot's process, which dies once."""
     monkeypatch.chdir(tmp_path)
     Path("robot.py").write_text(SETUP)
-    run = ["run", "tiny", "--collect.recorded", "played", "--improve.audit.max-episodes", "0"]
+    run = ["run", "tiny", "--collect.recorded", "played", "--improve.audit.max-episodes", "0", *STRONGER]
     assert "--policy runs/tiny/models/base.safetensors --to played --num-episodes 11" in refused(*run, cwd=tmp_path)
     collect = ["robot", "collect", "robot.py", "--to", "played", "--max-chunks", "6", "--temperature", "1"]
-    main([*collect, "--policy", "runs/tiny/models/base.safetensors", "--num-episodes", "11"])
+    first = [*collect, "--policy", "runs/tiny/models/base.safetensors", "--num-episodes", "11"]
+    assert "its process ended" in refused(*first, cwd=tmp_path)
+    begun = read_episodes(Path("played"))
+    assert 0 < len(begun) < 11 and Ledger(Path("played/ledger.jsonl")).episodes()[-1]["outcome"] == "failed"
+    main(first)
     assert "played: 11 episodes" in capsys.readouterr().out
+    assert all(np.array_equal(a.frames, b.frames) for a, b in zip(begun, read_episodes(Path("played")), strict=False))
     said = refused(*run, cwd=tmp_path)
     assert "--policy runs/tiny/models/improved.safetensors --to played --num-episodes 16" in said
     main([*collect, "--policy", "runs/tiny/models/improved.safetensors", "--num-episodes", "16"])

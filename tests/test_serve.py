@@ -10,6 +10,7 @@ import math
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from email.message import Message
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunServer]:
     """A run that nothing solves in imagination, so that episodes last."""
     folder = tmp_path_factory.mktemp("runs") / "served"
     finished_run(folder, threshold=1e9)
+    with served(folder) as running:
+        yield running
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[RunServer]:
     (folder.parent / "secret.json").write_text("{}")
     (folder / "way-out.json").symlink_to(folder.parent / "secret.json")
     (folder / "report.html").write_text("<script>steal()</script>")
@@ -353,6 +360,7 @@ def test_an_unfinished_run_has_curves_but_no_dream(tmp_path: Path) -> None:
 def test_no_run_and_no_port_are_one_sentence(tmp_path: Path, server: RunServer) -> None:
     assert "config.json" in refused("serve", "nowhere", cwd=tmp_path)
     assert "another --port" in refused("serve", server.path, "--port", str(server.server_port), cwd=tmp_path)
+    assert "another --host" in refused("serve", server.path, "--host", "no.such.invalid", cwd=tmp_path)
     assert "--port" in refused("serve", server.path, "--port", "70000", cwd=tmp_path)
 
 
@@ -390,5 +398,41 @@ def test_the_page_in_a_browser(server: RunServer, tmp_path: Path, width: int) ->
         browser.picture(tmp_path / f"page-{width}.png")
         assert np.asarray(Image.open(tmp_path / f"page-{width}.png")).std() > 10
         assert not browser.errors
+    finally:
+        browser.close()
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium")
+def test_eight_siblings_of_which_some_solve_it_in_a_browser(tmp_path: Path) -> None:
+    """Each film has its advantage, and its classifier's line beside the threshold."""
+    job = finished_run(tmp_path / "served", threshold=1e9, group_size=8)
+    browser, draw = Browser(tmp_path / "profile"), 12345
+    try:
+        with served(job.root.path) as server:
+            asked = {"episode": 1, "policy": "base", "temperature": 1.0, "draw": draw}
+            scores = [max(s["film"]["logits"][1:]) for s in ask(server, "/api/siblings", asked).json["siblings"]]
+            reward = models.load_reward(job.folder_of(2))
+            reward.threshold = (sorted(scores)[4] + sorted(scores)[5]) / 2
+            models.save_reward(job.folder_of(2), reward)
+            group = ask(server, "/api/siblings", asked).json["siblings"]
+            browser.resize(1280)
+            browser.open(f"http://127.0.0.1:{server.server_port}/")
+            browser.until("document.querySelector('#replay-logits svg')")
+            browser.run(f"Math.random = () => {(draw + 0.5) / 2**31}")
+            for name, value in (("episode", 1), ("policy", "base"), ("temperature", 1)):
+                browser.run(f"document.querySelector('#siblings form').elements.{name}.value = '{value}'")
+            browser.click("#siblings .main")
+            browser.until("document.querySelectorAll('#siblings figure').length == 8")
+            told = browser.run("[...document.querySelectorAll('#siblings figcaption')].map(each => each.textContent)")
+            for sibling, words in zip(group, told, strict=True):
+                assert words.startswith("solved" if sibling["solved"] else "not solved")
+                assert words.endswith(f"A {sibling['advantage']:+.2f}".replace("-", "\u2212")), words
+            assert 0 < sum(sibling["solved"] for sibling in group) < 8
+            lines = "[...document.querySelectorAll('#siblings .trace svg')].map(each => [%s])" % ", ".join(
+                f"each.querySelectorAll('{part}').length" for part in ("polyline", "line[stroke-dasharray]")
+            )
+            assert browser.run(lines) == [[1, 1]] * 8
+            browser.picture(tmp_path / "siblings.png")
+            assert not browser.errors
     finally:
         browser.close()

@@ -229,3 +229,7 @@ def _table(results: Path) -> str:
         f"n = {n} test starts, paired 95 % intervals; real episodes: {found['real_episodes']}; {minutes:.1f} minutes"
     )
     return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -91,11 +91,13 @@ def _import(settings: Import) -> None:
 
 
 def _inspect(settings: Inspect) -> None:
+    sheet = settings.sheet or Path("contact_sheet.png")
+    if sheet.is_dir():
+        raise ValueError(f"--sheet {sheet} is a folder; name a picture, such as {sheet / 'contact_sheet.png'}")
     source = open_source(settings.folder, settings.keys())
     found = overview(source.episodes)
     if found is None:
         raise ValueError(f"{settings.folder} holds no episodes; record some, or choose another folder")
-    sheet = settings.sheet or Path("contact_sheet.png")
     figures = _figures(found, source)
     print(json.dumps(figures | {"sheet": str(sheet)}) if settings.json else _table(found, figures, sheet))
     _write_sheet(found, sheet)

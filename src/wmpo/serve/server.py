@@ -52,7 +52,8 @@ class PageServer(ThreadingHTTPServer):
         try:
             super().__init__((host, port), _Handler)
         except (OSError, OverflowError) as error:
-            raise ValueError(f"cannot listen on {host}, port {port} ({error}); choose another --port") from error
+            other = "--host" if isinstance(error, socket.gaierror) else "--port"
+            raise ValueError(f"cannot listen on {host}, port {port} ({error}); choose another {other}") from error
 
     def server_bind(self) -> None:
         """Without asking a name server who we are."""
