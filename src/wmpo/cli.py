@@ -154,7 +154,7 @@ def _main(args: list[str]) -> None:
     free = "disruptions." if command == "disruptions" else ""  # nothing else depends on these
     with sole(path), open_job(path, name, settings.experiment, settings.seed, free=free) as job:
         _stages(job, command)
-    if command == "run":
+    if command in ("run", "fidelity", "disruptions"):
         _report(path)
 
 

@@ -44,7 +44,9 @@ def _hero(found: Mapping[str, Any]) -> str:
     seeds, starts = found["num_seeds"], {len(trial["success"]) for trial in found["trials"]}
     each = f"{min(starts)} test starts each" if starts else "no test yet"
     missing = f" · <b>incomplete: {len(found['missing'])} missing</b>" if found["missing"] else ""
-    what = f"{len(found['tasks'])} tasks · {seeds} seeds · budgets {', '.join(map(str, found['budgets']))} · {each}"
+    counts = ((len(found["tasks"]), "task"), (seeds, "seed"))
+    size = " · ".join(f"{count} {name}{'s' * (count != 1)}" for count, name in counts)
+    what = f"{size} · budgets {', '.join(map(str, found['budgets']))} · {each}"
     title = f"<h1>{esc(found['recipe'])} <small>· methods at the same real budget</small></h1>"
     return f"{title}<p class=lead>{what}{missing}</p>"
 
@@ -90,12 +92,12 @@ def _methods(found: Mapping[str, Any]) -> str:
     for method in ("base", *found["methods"]):
         runs = [trial for trial in found["trials"] if trial["method"] == method]
         handed_in = Counter(trial["handed_in"] != method for trial in runs)[True]
-        rows.append([esc(method), METHODS.get(method, ""), str(len(runs)), str(handed_in) if method != "base" else ""])
+        rows.append([esc(method), f"<p>{METHODS.get(method, '')}</p>", str(len(runs)), str(handed_in) if method != "base" else ""])
     note = (
         "Where the base policy solves clearly more validation starts than what a method made of it (one standard "
         "error), the base policy is handed in."
     )
-    return table(["method", "what it does", "runs", "base policy handed in"], rows, note)
+    return table(["method", "<p>what it does</p>", "runs", "base policy handed in"], rows, note)
 
 
 def _runs(trials: Sequence[Mapping[str, Any]]) -> str:
