@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -116,5 +117,7 @@ def test_weights_and_biases_offline(run: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("WANDB_CACHE_DIR", str(run))
     main(["log", str(run), "--to", "wandb", "--project", "mine"])
     (record,) = run.glob("wandb/offline-run-*/run-*.wandb")
-    content = record.read_bytes()
-    assert b"sft/loss" in content and b"round-2/world-model/distance" in content and b"mine" in content
+    wanted, end = (b"sft/loss", b"round-2/world-model/distance", b"mine"), time.monotonic() + 30
+    while not all(each in record.read_bytes() for each in wanted):  # its own process writes, until this one ends
+        assert time.monotonic() < end
+        time.sleep(0.1)
