@@ -151,7 +151,9 @@ def read_labels(path: Path) -> dict[int, tuple[bool, int | None]]:
     the dataset, success is 1 or 0 (or true, false, yes, no). Raises DatasetError that names file and line.
     """
     if not path.is_file():
-        raise DatasetError(f"--labels {path} is no file; name one with the columns episode,success, or solved or failed")
+        raise DatasetError(
+            f"--labels {path} is no file; name one with the columns episode,success, or solved or failed"
+        )
     labels: dict[int, tuple[bool, int | None]] = {}
     with reading(path), open(path, newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file)

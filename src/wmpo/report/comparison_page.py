@@ -92,7 +92,14 @@ def _methods(found: Mapping[str, Any]) -> str:
     for method in ("base", *found["methods"]):
         runs = [trial for trial in found["trials"] if trial["method"] == method]
         handed_in = Counter(trial["handed_in"] != method for trial in runs)[True]
-        rows.append([esc(method), f"<p>{METHODS.get(method, '')}</p>", str(len(runs)), str(handed_in) if method != "base" else ""])
+        rows.append(
+            [
+                esc(method),
+                f"<p>{METHODS.get(method, '')}</p>",
+                str(len(runs)),
+                str(handed_in) if method != "base" else "",
+            ]
+        )
     note = (
         "Where the base policy solves clearly more validation starts than what a method made of it (one standard "
         "error), the base policy is handed in."

@@ -48,7 +48,7 @@ def disruptions(job: Job) -> None:
     conditions.append((NONE, config.push()))
     outcomes: list[Pair] = []
     for done, (disruption, push) in enumerate(conditions, start=1):
-        base, *other = (_played(job, log, each, disruption, push) for each in both)
+        base, *other = (played(job, log, each, disruption, push) for each in both)
         outcomes.append((base, other[0] if other else base))
         log.progress(done, len(conditions), push.label if push else disruption.words)
     undisturbed, *_, pushed = outcomes
@@ -80,7 +80,8 @@ def _temperature(job: Job, chosen: str) -> float:
     return next(t for t in job.experiment.evaluate.temperatures if decoding(t) == chosen)
 
 
-def _played(job: Job, log: StageLog, who: Contestant, disruption: Disruption, push: Push | None) -> Outcomes:
+def played(job: Job, log: StageLog, who: Contestant, disruption: Disruption, push: Push | None) -> Outcomes:
+    """The run's starts under one condition; played once, whatever interrupts it."""
     count, label = job.experiment.disruptions.num_starts, push.label if push else disruption.label
 
     def play_disrupted() -> Outcomes:

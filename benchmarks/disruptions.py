@@ -1,0 +1,104 @@
+"""Every method of a comparison undisturbed, under disruptions and after a push, from the same validation starts.
+
+    wmpo compare quickstart --name c --tasks drawer-open-v3 --methods rft dpo grpo-real wmpo-rft
+    python benchmarks/disruptions.py runs/c/drawer-open-v3/seed0      # plays, and keeps every outcome in results/disruptions
+    python benchmarks/disruptions.py --show                           # the table of what is there
+
+Each policy plays at the decoding that the comparison chose for it on other validation starts. Where a method handed in
+the base policy, that is what stands here. Can be interrupted and goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from imagination import hardware
+
+from wmpo.envs.disrupt import NONE, Disruption, Push
+from wmpo.evaluation.compare import BASE
+from wmpo.evaluation.policy import Outcomes
+from wmpo.stages.compare import METHODS
+from wmpo.stages.disruptions import FIRST_START, Contestant, played
+from wmpo.stages.job import Job, existing_job
+from wmpo.stages.models import load_policy
+from wmpo.stages.rounds import last_round
+
+RESULTS = Path(__file__).parent / "results" / "disruptions"
+
+
+def contestants(cell: Path, budget: int) -> Iterator[Contestant]:
+    """The tested methods' policies, the base policy first."""
+    homes = {"base": "base", "wmpo-rft": f"P{budget}-rft"}
+    for method in (BASE, *METHODS):
+        folder = cell / homes.get(method, f"P{budget}")
+        test = existing_job(folder).root.summary(f"{method}-test") if folder.exists() else None
+        if not test or (test["handed_in"] == BASE and method != BASE):
+            continue
+        job = existing_job(folder)
+        whole = method.startswith("wmpo")
+        place = job.folder_of(last_round(job)) if whole else job.root
+        yield Contestant(method, load_policy(place, "improved" if whole else method), float(test["temperature"]))
+
+
+def measured(cell: Path, budget: int) -> dict[str, Any]:
+    job: Job = existing_job(cell / "base")
+    config, log = job.experiment.disruptions, job.log("disruptions")
+    conditions: list[tuple[Disruption, Push | None]] = [(d, None) for d in (NONE, *config.disruptions())]
+    conditions.append((NONE, config.push()))
+    policies, rows = list(contestants(cell, budget)), []
+    for done, (disruption, push) in enumerate(conditions, start=1):
+        words = push.label if push else disruption.words
+        outcomes = {who.name: played(job, log, who, disruption, push) for who in policies}
+        rows.append({"words": words, "policies": {name: kept(found) for name, found in outcomes.items()}})
+        log.progress(done, len(conditions), words)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    return {
+        "command": " ".join(["python", *sys.argv]), "commit": commit, "hardware": hardware(),
+        "task": job.experiment.env.task, "seed": job.seed, "budget": budget, "first_start": FIRST_START,
+        "push_step": config.push_chunk * job.experiment.policy.chunk_size, "conditions": rows,
+    }  # fmt: skip
+
+
+def kept(outcomes: Outcomes) -> dict[str, Any]:
+    return {"success": outcomes.success.tolist(), "num_steps": outcomes.num_steps.tolist()} | {
+        "temperature": outcomes.temperature
+    }
+
+
+def show() -> str:
+    lines = []
+    for path in sorted(RESULTS.glob("methods-*.json")):
+        found = json.loads(path.read_text())
+        names = list(found["conditions"][0]["policies"])
+        lines += [f"{found['task']}, seed {found['seed']}, P = {found['budget']}", "", f"| | {' | '.join(names)} |"]
+        lines.append("|---" * (len(names) + 1) + "|")
+        for row in found["conditions"]:
+            rates = [row["policies"][name]["success"] for name in names]
+            lines.append(f"| {row['words']} | " + " | ".join(f"{100 * sum(r) / len(r):.1f}" for r in rates) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cells", nargs="*", type=Path, help="folders of a task and seed of a comparison")
+    parser.add_argument("--budget", type=int, default=128)
+    parser.add_argument("--show", action="store_true")
+    args = parser.parse_args()
+    for cell in args.cells:
+        found = measured(cell, args.budget)
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        path = RESULTS / f"methods-{found['task']}-seed{found['seed']}.json"
+        path.write_text(json.dumps(found) + "\n")
+    if args.show or args.cells:
+        print(show())
+
+
+if __name__ == "__main__":
+    main()
