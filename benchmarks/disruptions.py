@@ -1,8 +1,8 @@
 """Every method of a comparison undisturbed, under disruptions and after a push, from the same validation starts.
 
     wmpo compare quickstart --name c --tasks drawer-open-v3 --methods rft dpo grpo-real wmpo-rft
-    python benchmarks/disruptions.py runs/c/drawer-open-v3/seed0      # plays, and keeps every outcome in results/disruptions
-    python benchmarks/disruptions.py --show                           # the table of what is there
+    python benchmarks/disruptions.py runs/c/drawer-open-v3/seed0    # every outcome goes into results/disruptions
+    python benchmarks/disruptions.py --show                         # the table of what is there
 
 Each policy plays at the decoding that the comparison chose for it on other validation starts. Where a method handed in
 the base policy, that is what stands here. Can be interrupted and goes on.

@@ -114,7 +114,7 @@ STRONGER = ["--demos.num-episodes", "6", "--sft.fit.num-steps", "100"]
 def test_collect_on_the_robot_improve_in_the_dream_and_deploy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two rounds of the tiny recipe whose P episodes are played, and judged, by the robot's process, which dies once."""
+    """Two rounds of the tiny recipe; P episodes are played, and judged, by the robot's process, which dies once."""
     monkeypatch.chdir(tmp_path)
     Path("robot.py").write_text(SETUP)
     run = ["run", "tiny", "--collect.recorded", "played", "--improve.audit.max-episodes", "0", *STRONGER]

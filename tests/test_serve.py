@@ -428,9 +428,10 @@ def test_eight_siblings_of_which_some_solve_it_in_a_browser(tmp_path: Path) -> N
                 assert words.startswith("solved" if sibling["solved"] else "not solved")
                 assert words.endswith(f"A {sibling['advantage']:+.2f}".replace("-", "\u2212")), words
             assert 0 < sum(sibling["solved"] for sibling in group) < 8
-            lines = "[...document.querySelectorAll('#siblings .trace svg')].map(each => [%s])" % ", ".join(
+            drawn = ", ".join(
                 f"each.querySelectorAll('{part}').length" for part in ("polyline", "line[stroke-dasharray]")
             )
+            lines = f"[...document.querySelectorAll('#siblings .trace svg')].map(each => [{drawn}])"
             assert browser.run(lines) == [[1, 1]] * 8
             browser.picture(tmp_path / "siblings.png")
             assert not browser.errors
