@@ -123,7 +123,7 @@ def assert_opened(reader: ModuleType, root: Path, episodes: list[Episode]) -> No
     assert (found.num_episodes, found.num_frames) == (len(episodes), sum(len(e.frames) for e in episodes))
     index = 0
     for e in episodes:
-        padded = np.concatenate([e.actions, np.zeros((2, dims), dtype=np.float32)])
+        padded = np.concatenate([e.actions, e.actions[-1:], e.actions[-1:]])
         for row in range(len(e.frames)):
             item, last = found[index], row == len(e.actions)
             assert np.array_equal(np.reshape(item["action"], dims), padded[row])

@@ -119,7 +119,7 @@ def test_layout_is_what_lerobot_expects(tmp_path: Path) -> None:
     first = table.slice(5, 5).to_pydict()  # episode 1: solved after 3 of 4 actions
     assert first["next.success"] == [False, False, True, True, True]
     assert first["next.done"] == [False, False, False, True, True]
-    assert first["action_is_pad"] == [False] * 4 + [True] and first["action"][4] == [0, 0, 0]
+    assert first["action_is_pad"] == [False] * 4 + [True] and first["action"][4] == first["action"][3]
     assert first["index"] == [5, 6, 7, 8, 9] and first["task_index"] == [1] * 5
     assert first["timestamp"] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
     assert Image.open(io.BytesIO(first[CAMERA][0]["bytes"])).format == "PNG"

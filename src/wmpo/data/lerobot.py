@@ -2,9 +2,9 @@
 
 We write lossless PNG inside parquet (*image mode*) and read image and video mode, also of LeRobot v2.0 and v2.1.
 Unlike LeRobot's own recordings, an episode of S actions has S + 1 rows, as a world model needs the last frame; that row
-has ``action_is_pad``. Pictures of several cameras, which stand side by side in our frames, are a feature each, in that
-order. An append makes a new pair of files; ``meta/info.json``, replaced last, is the commit: what it
-does not count does not exist. One writer at a time. Nothing in a dataset can run code: no pickle, no format strings
+repeats the last action and has ``action_is_pad``. Pictures of several cameras, which stand side by side in our frames,
+are a feature each, in that order. An append makes a new pair of files; ``meta/info.json``, replaced last, is the
+commit: what it does not count does not exist. One writer at a time. Nothing in a dataset can run code: no pickle, no format strings
 from files.
 """
 
@@ -151,7 +151,8 @@ def _png(frames: UInt8[np.ndarray, "L h w 3"]) -> list[dict[str, Any]]:
 def _frames(episode: Episode, row: dict[str, Any], tasks: list[str], fps: int) -> dict[str, Sequence[Any]]:
     """The columns of one episode, S + 1 long. ``next.*`` tells what the action of the row leads to."""
     frame = np.arange(row["length"])
-    actions = np.concatenate([episode.actions, np.zeros_like(episode.actions[:1])]).astype(np.float32)  # (S + 1, A)
+    # The last action once more, as LeRobot pads chunks that reach beyond the end; zeros would send joints somewhere.
+    actions = np.concatenate([episode.actions, episode.actions[-1:]]).astype(np.float32)  # (S + 1, A)
     return {
         **{key: _png(view) for key, view in _views(episode)},
         "action": list(actions) if actions.shape[1] > 1 else actions[:, 0],
