@@ -14,6 +14,7 @@ import pytest
 import tyro
 
 from wmpo import cli
+from wmpo.config import flatten, to_json
 from wmpo.envs.recorded import RecordedConfig
 from wmpo.recipes import RECIPES
 from wmpo.stages.pretrain import check_pretrained
@@ -124,10 +125,15 @@ def test_python_blocks_import_what_exists() -> None:
 
 def test_python_blocks_name_fields_that_exist() -> None:
     from wmpo.policy.openvla_oft import OpenVLAOFTConfig
+    from wmpo.policy.small_flow import SmallFlowPolicyConfig
+    from wmpo.policy.smolvla import SmolVLAConfig
     from wmpo.reward.videomae import VideoMAERewardConfig
+    from wmpo.reward.vlm_judge import VLMJudgeConfig
     from wmpo.world_model.opensora import OpenSoraWorldModelConfig
 
-    kinds: dict[str, Any] = {k.__name__: k for k in (OpenVLAOFTConfig, VideoMAERewardConfig, OpenSoraWorldModelConfig)}
+    policies = OpenVLAOFTConfig, SmallFlowPolicyConfig, SmolVLAConfig
+    known = *policies, VideoMAERewardConfig, VLMJudgeConfig, OpenSoraWorldModelConfig
+    kinds: dict[str, Any] = {kind.__name__: kind for kind in known}
     seen = set()
     for page, body in blocks("python"):
         for node in ast.walk(ast.parse(body)):
@@ -135,6 +141,27 @@ def test_python_blocks_name_fields_that_exist() -> None:
                 seen.add(node.func.id)
                 assert {k.arg for k in node.keywords} <= set(kinds[node.func.id].__dataclass_fields__), page
     assert seen == set(kinds)
+
+
+@pytest.mark.parametrize(
+    ("page", "name", "pages"),
+    [
+        ("own_recipe.md", "quickstart-flow", ("own_recipe.md", "small_flow.md")),
+        ("smolvla.md", "smolvla", ("smolvla.md",)),
+    ],
+)
+def test_recipes_of_the_docs_can_be_made(
+    page: str, name: str, pages: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(RECIPES, name, RECIPES["tiny"])  # so that it is gone afterwards
+    (body,) = [body for at, body in blocks("python") if at.name == page and "RECIPES[" in body]
+    exec(compile(body, page, "exec"), {"__name__": "my_recipes"})
+    made = RECIPES[name]()
+    made.policy.validate()
+    text = "".join((ROOT / "docs/howto" / each).read_text() for each in pages)
+    flags = set(re.findall(r"(--(?:policy|sft|improve|world-model)\.[\w.-]+)[ `]", text))
+    known = {f"--{leaf.replace('_', '-')}" for leaf in flatten(to_json(made))}
+    assert len(flags) > 2 and flags <= known, flags - known
 
 
 def test_messages_of_troubleshooting_are_in_the_source() -> None:

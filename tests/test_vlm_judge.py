@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from wmpo.data.importing import read_labels, write_labels
+from wmpo.data.lerobot import append_episodes
 from wmpo.protocols import RewardModel
 from wmpo.reward.detector import Detector, score_video
 from wmpo.reward.vlm_judge import VLMJudge, VLMJudgeConfig
 from wmpo.train.reward import LabelledVideo, RewardTraining, calibrate
 
 transformers = pytest.importorskip("transformers", reason="needs the extra hf: pip install 'wmpo[hf]'")
+from finished_run import recorded  # noqa: E402
 from vlm_miniature import MERGE, PATCH, SIZE, WORDS, write_model  # noqa: E402  # needs transformers itself
 
 pytestmark = pytest.mark.usefixtures("float32")
@@ -83,6 +89,22 @@ def test_detector_and_calibration_work_with_it(judge: VLMJudge) -> None:
     assert judge.threshold == measured["threshold"]
     assert (min(scores) < judge.threshold < max(scores)) == (scores[0] > scores[1])
     judge.threshold = 0.0
+
+
+def test_the_script_of_the_docs_labels_a_dataset(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    episodes = [replace(recorded(number, 9), instruction="push block") for number in range(4)]
+    append_episodes(tmp_path / "data/unlabelled", episodes, fps=10)
+    write_labels(tmp_path / "by-hand.csv", {3: (True, 5), 0: (False, None)})
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[1] / "docs/howto/vlm_judge.md").read_text()
+    (script,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    made: dict[str, Any] = {}
+    exec(script.replace("/models/Qwen2.5-VL-3B-Instruct", str(folder)), made)
+    labels = read_labels(tmp_path / "labels.csv")
+    assert sorted(labels) == [0, 1, 2, 3] and labels[3] == (True, 5) and labels[0] == (False, None)
+    for number in (1, 2):
+        solved = bool(made["peaks"][number] > made["judge"].threshold)
+        assert labels[number] == (solved, 8 if solved else None)
 
 
 def test_what_is_missing_or_foreign_is_named(folder: Path, tmp_path: Path) -> None:
