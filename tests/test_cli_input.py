@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
 from pathlib import Path
@@ -10,6 +11,9 @@ import pytest
 from commands import refused
 
 from wmpo import cli
+from wmpo.cli import main
+from wmpo.recipes import tiny
+from wmpo.stages.job import open_job
 
 
 @pytest.mark.parametrize(
@@ -44,3 +48,12 @@ def test_what_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     assert "pip install 'wmpo[sim]'" in refused("metaworld.env_dict", cwd=tmp_path)
     with pytest.raises(ModuleNotFoundError, match="wmpo_nothing"):
         cli.main(["wmpo_nothing"])
+
+
+def test_a_run_of_an_own_recipe_goes_on_without_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    open_job(tmp_path / "runs/mine", "mine", tiny(), seed=3, quiet=True).root.complete("demos", 1.0, {})
+    with contextlib.chdir(tmp_path):
+        main(["report", "mine"])
+    assert "report.html" in capsys.readouterr().out
+    assert "unknown recipe 'other'" in refused("report", "other", cwd=tmp_path)
+    assert "run of recipe 'mine'" in refused("report", "tiny", "--name", "mine", cwd=tmp_path)

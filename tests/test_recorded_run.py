@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from finished_run import finished_run
 
 import wmpo
 from wmpo.cli import main
@@ -18,8 +21,11 @@ from wmpo.data.episode import Episode
 from wmpo.data.lerobot import append_episodes, read_episodes
 from wmpo.envs.recorded import RecordedConfig
 from wmpo.envs.simulated import Purpose
+from wmpo.policy.codec import PathCodec
 from wmpo.recipes import recipe, tiny
 from wmpo.report.render import render
+from wmpo.stages import models
+from wmpo.stages.begin import usual_actions
 from wmpo.stages.export import export
 from wmpo.stages.fidelity import fidelity
 from wmpo.stages.job import Job, open_job
@@ -147,3 +153,16 @@ def test_collected_episodes_must_be_of_the_same_robot(data: Path) -> None:
     cameras = pytest.raises(ValueError, match="cameras wrist, front where this run has front, wrist")
     with open_job(data / "run", "recorded", wrong, 0, quiet=True) as job, cameras:
         run_missing(job, [("demos", 1), ("sft", 1), ("collect", 1)])
+
+
+def test_a_policy_without_bounds_leaves_them_to_the_demonstrations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = finished_run(tmp_path / "run", rounds=0)
+    low, high = usual_actions(job)
+    assert (low.tolist(), high.tolist()) == ([-1.0, -2.0, 0.0, 5.0], [1.0, 2.0, 0.5, 6.0]), "the base policy's"
+    unbounded = SimpleNamespace(codec=PathCodec((0.0,) * 4, (1.0,) * 4, 4))
+    monkeypatch.setattr(models, "load_policy", lambda folder, name: unbounded)
+    low, high = usual_actions(job)
+    actions = np.concatenate([e.actions for e in job.demonstrations()])
+    np.testing.assert_allclose(torch.stack([low, high]), np.quantile(actions, [0.01, 0.99], axis=0), rtol=1e-5)

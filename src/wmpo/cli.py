@@ -192,14 +192,15 @@ def _stages(job: Job, command: str) -> None:
 
 def _settings(command: str, name: str, rest: list[str]) -> Settings:
     """Recipe, then what the run's folder says, then the command line."""
-    default = Settings(experiment=recipe(name))
     folder = "pretrained" if command == "pretrain" else name
     where = peek(rest, "--runs") or "runs", peek(rest, "--name") or folder
     saved = begun_experiment(Path(where[0]) / where[1])
-    if saved is not None:
-        if saved[0] != name:
-            raise ValueError(f"{Path(*where)} is a run of recipe {saved[0]!r}, not {name!r}; choose another --name")
-        default = dataclasses.replace(default, experiment=saved[1], seed=saved[2])
+    if saved is None:
+        default = Settings(experiment=recipe(name))
+    elif saved[0] == name:  # also a recipe of one's own, which only the folder knows
+        default = Settings(experiment=saved[1], seed=saved[2])
+    else:
+        raise ValueError(f"{Path(*where)} is a run of recipe {saved[0]!r}, not {name!r}; choose another --name")
     return tyro.cli(Settings, args=rest, default=default, prog=f"wmpo {command} {name}", description=usage())
 
 

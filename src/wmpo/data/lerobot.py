@@ -4,8 +4,8 @@ We write lossless PNG inside parquet (*image mode*) and read image and video mod
 Unlike LeRobot's own recordings, an episode of S actions has S + 1 rows, as a world model needs the last frame; that row
 repeats the last action and has ``action_is_pad``. Pictures of several cameras, which stand side by side in our frames,
 are a feature each, in that order. An append makes a new pair of files; ``meta/info.json``, replaced last, is the
-commit: what it does not count does not exist. One writer at a time. Nothing in a dataset can run code: no pickle, no format strings
-from files.
+commit: what it does not count does not exist. One writer at a time. Nothing in a dataset can run code: no pickle, no
+format strings from files.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from wmpo.config import Experiment
 from wmpo.data.episode import Episode
@@ -20,6 +21,7 @@ from wmpo.division import WHOLE, Division
 from wmpo.envs.recorded import RecordedConfig
 from wmpo.evaluation.world_model import replay
 from wmpo.execution.local import LocalSampler
+from wmpo.policy.codec import quantiles
 from wmpo.protocols import PolicyNet
 from wmpo.report.run import RunFolder
 from wmpo.reward.vlm_judge import VLMJudgeConfig
@@ -59,12 +61,21 @@ def small_world_model(job: Job, config: SmallWorldModelConfig, tokenizer: Tokeni
     by what is usual in the demonstrations."""
     bounds, env = (-torch.ones(job.action_dim), torch.ones(job.action_dim)), job.experiment.env
     if isinstance(env, RecordedConfig):
-        codec = models.load_policy(job.root, "base").codec
-        bounds = torch.tensor(codec.low), torch.tensor(codec.high)
+        bounds = usual_actions(job)
     net = config.build(tokenizer, *bounds, env.image_size // 4, env.views)
     if (path := pretrained_path(config.pretrained)) is not None:
         load_pretrained(path, net)
     return net
+
+
+def usual_actions(job: Job) -> tuple[Tensor, Tensor]:
+    """The base policy's bounds; the demonstrations' quantiles where it has none, as a fine-tuned SmolVLA."""
+    codec = models.load_policy(job.root, "base").codec
+    low, high = torch.tensor(codec.low), torch.tensor(codec.high)
+    if (high - low).isfinite().all():
+        return low, high
+    low, high = quantiles(torch.from_numpy(np.concatenate([episode.actions for episode in job.demonstrations()])))
+    return low.float(), high.float()
 
 
 def first_world_model(job: Job) -> WorldModelNet:
@@ -77,9 +88,8 @@ def first_world_model(job: Job) -> WorldModelNet:
         return net
     config = job.experiment.world_model
     if isinstance(config, OpenSoraWorldModelConfig):
-        codec = models.load_policy(job.root, "base").codec
         env = job.experiment.env
-        return config.build(torch.tensor(codec.low), torch.tensor(codec.high), env.image_size, env.views)
+        return config.build(*usual_actions(job), env.image_size, env.views)
     small = small_world_model(job, config, job.experiment.tokenizer.build())
     small.tokenizer.load_state_dict(models.load_tokenizer(job.root).state_dict())
     return small
