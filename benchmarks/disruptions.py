@@ -4,15 +4,14 @@
     python benchmarks/disruptions.py runs/c/drawer-open-v3/seed0    # every outcome goes into results/disruptions
     python benchmarks/disruptions.py --show                         # the table of what is there
 
-Each policy plays at the decoding that the comparison chose for it on other validation starts. Where a method handed in
-the base policy, that is what stands here. Can be interrupted and goes on.
+Each policy plays at the decoding that the comparison chose for it on other validation starts. A method that handed in
+the base policy is left out. Can be interrupted and goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,14 +19,13 @@ from typing import Any
 
 from imagination import hardware
 
-from wmpo.envs.disrupt import NONE, Disruption, Push
 from wmpo.evaluation.compare import BASE
-from wmpo.evaluation.policy import Outcomes
 from wmpo.stages.compare import METHODS
-from wmpo.stages.disruptions import FIRST_START, Contestant, played
-from wmpo.stages.job import Job, existing_job
+from wmpo.stages.disruptions import FIRST_START, Contestant, conditions, played
+from wmpo.stages.job import commit, existing_job
 from wmpo.stages.models import load_policy
 from wmpo.stages.rounds import last_round
+from wmpo.stages.trial import WMPO
 
 RESULTS = Path(__file__).parent / "results" / "disruptions"
 
@@ -37,38 +35,30 @@ def contestants(cell: Path, budget: int) -> Iterator[Contestant]:
     homes = {"base": "base", "wmpo-rft": f"P{budget}-rft"}
     for method in (BASE, *METHODS):
         folder = cell / homes.get(method, f"P{budget}")
-        test = existing_job(folder).root.summary(f"{method}-test") if folder.exists() else None
-        if not test or (test["handed_in"] == BASE and method != BASE):
+        if not folder.exists():
             continue
-        job = existing_job(folder)
-        whole = method.startswith("wmpo")
+        job, whole = existing_job(folder), method in WMPO
+        test = job.root.summary(f"{method}-test")
+        if not test or test["handed_in"] != method:
+            continue
         place = job.folder_of(last_round(job)) if whole else job.root
         yield Contestant(method, load_policy(place, "improved" if whole else method), float(test["temperature"]))
 
 
 def measured(cell: Path, budget: int) -> dict[str, Any]:
-    job: Job = existing_job(cell / "base")
+    job = existing_job(cell / "base")
     config, log = job.experiment.disruptions, job.log("disruptions")
-    conditions: list[tuple[Disruption, Push | None]] = [(d, None) for d in (NONE, *config.disruptions())]
-    conditions.append((NONE, config.push()))
-    policies, rows = list(contestants(cell, budget)), []
-    for done, (disruption, push) in enumerate(conditions, start=1):
+    policies, rows, all_conditions = list(contestants(cell, budget)), [], conditions(config)
+    for done, (disruption, push) in enumerate(all_conditions, start=1):
         words = push.label if push else disruption.words
         outcomes = {who.name: played(job, log, who, disruption, push) for who in policies}
-        rows.append({"words": words, "policies": {name: kept(found) for name, found in outcomes.items()}})
-        log.progress(done, len(conditions), words)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+        rows.append({"words": words, "policies": {name: found.kept() for name, found in outcomes.items()}})
+        log.progress(done, len(all_conditions), words)
     return {
-        "command": " ".join(["python", *sys.argv]), "commit": commit, "hardware": hardware(),
+        "command": " ".join(["python", *sys.argv]), "commit": commit(), "hardware": hardware(),
         "task": job.experiment.env.task, "seed": job.seed, "budget": budget, "first_start": FIRST_START,
         "push_step": config.push_chunk * job.experiment.policy.chunk_size, "conditions": rows,
     }  # fmt: skip
-
-
-def kept(outcomes: Outcomes) -> dict[str, Any]:
-    return {"success": outcomes.success.tolist(), "num_steps": outcomes.num_steps.tolist()} | {
-        "temperature": outcomes.temperature
-    }
 
 
 def show() -> str:

@@ -17,7 +17,6 @@ import json
 import math
 import os
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -35,6 +34,7 @@ from torch import Tensor
 from wmpo.envs.imagined import ImaginedEnv
 from wmpo.evaluation.fidelity import feature_distance
 from wmpo.nn import picture_distance
+from wmpo.stages.job import commit
 from wmpo.types import ChunkStep, Starts
 from wmpo.world_model.opensora import LatentContext, OpenSoraWorldModel
 
@@ -212,8 +212,7 @@ def main() -> None:
     if args.show:
         print(show(json.loads((RESULTS / "miniature.json").read_text())))
         return
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    about = {"command": " ".join(["python", *sys.argv]), "commit": commit, "hardware": hardware()}
+    about = {"command": " ".join(["python", *sys.argv]), "commit": commit(), "hardware": hardware()}
     if args.full:
         found = about | measure_full(args.rows, tiny=args.tiny, compiled=args.compile)
         print(json.dumps(found, indent=1))

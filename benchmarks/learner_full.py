@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -33,6 +32,7 @@ from wmpo.recipes_paper import paper_square
 from wmpo.rl.grpo import GRPOConfig, GRPOLearner
 from wmpo.stages import footprint
 from wmpo.stages.footprint import OPENVLA_DINO, OPENVLA_SIGLIP, OPENVLA_TEXT, PROMPT_TOKENS, Footprint
+from wmpo.stages.job import commit
 from wmpo.stages.plan import training_memory
 from wmpo.train.fit import FitConfig, Training
 from wmpo.types import Minibatch, Observation
@@ -183,8 +183,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true")
     args = parser.parse_args()
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    about = {"command": " ".join(["python", *sys.argv]), "commit": commit, "hardware": hardware()}
+    about = {"command": " ".join(["python", *sys.argv]), "commit": commit(), "hardware": hardware()}
     found = about | {"jobs": measured(args.tiny)}
     print(json.dumps(found, indent=1))
     if not args.tiny:

@@ -175,7 +175,8 @@ def depth_of(folder: WeightFolder, prefix: str) -> int:
     return depth
 
 
-def _skeleton(folder: WeightFolder, timm_ids: list[str], depths: tuple[int, int], text: Any) -> Prismatic:
+def assemble(dino: dict[str, Any], siglip: dict[str, Any], text: Any) -> Prismatic:
+    """The network of these sizes with random weights, on the default device; ``text`` is a LlamaConfig."""
     with libraries():
         from transformers import (
             Dinov2WithRegistersConfig,
@@ -184,6 +185,14 @@ def _skeleton(folder: WeightFolder, timm_ids: list[str], depths: tuple[int, int]
             SiglipVisionConfig,
             SiglipVisionModel,
         )
+    first = Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**dino))
+    second = SiglipVisionModel(SiglipVisionConfig(**siglip, vision_use_head=False))
+    del first.embeddings.mask_token  # it is for masked pretraining only
+    first.layernorm, second.post_layernorm = nn.Identity(), nn.Identity()
+    return Prismatic(first, second, LlamaForCausalLM(text))
+
+
+def _skeleton(folder: WeightFolder, timm_ids: list[str], depths: tuple[int, int], text: Any) -> Prismatic:
     unknown = [name for name in timm_ids if name not in NUM_HEADS]
     if unknown or len(timm_ids) != 2:
         raise ValueError(
@@ -200,10 +209,5 @@ def _skeleton(folder: WeightFolder, timm_ids: list[str], depths: tuple[int, int]
     hidden = [folder.shape(prefix + "blocks.0.mlp.fc1.weight")[0] for prefix in (DINO, SIGLIP)]
     registers = folder.shape(DINO + "reg_token")[1]
     ratio = hidden[0] // sizes[0]["hidden_size"]
-    dino = Dinov2WithRegistersModel(
-        Dinov2WithRegistersConfig(**sizes[0], mlp_ratio=ratio, num_register_tokens=registers)
-    )
-    siglip = SiglipVisionModel(SiglipVisionConfig(**sizes[1], intermediate_size=hidden[1], vision_use_head=False))
-    del dino.embeddings.mask_token  # it is for masked pretraining only
-    dino.layernorm, siglip.post_layernorm = nn.Identity(), nn.Identity()
-    return Prismatic(dino, siglip, LlamaForCausalLM(text))
+    dino = {**sizes[0], "mlp_ratio": ratio, "num_register_tokens": registers}
+    return assemble(dino, {**sizes[1], "intermediate_size": hidden[1]}, text)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from wmpo.config import DisruptionsConfig
 from wmpo.data.episode import Episode
 from wmpo.data.splits import simulator_starts, start_seeds
 from wmpo.envs.disrupt import NONE, Disruption, Push
@@ -44,20 +45,19 @@ def disruptions(job: Job) -> None:
     """Writes ``stages/disruptions.json`` and videos of pushed episodes."""
     require(job, "disruptions", "improve", "evaluate")
     log, config, both = job.log("disruptions"), job.experiment.disruptions, contestants(job)
-    conditions: list[tuple[Disruption, Push | None]] = [(d, None) for d in (NONE, *config.disruptions())]
-    conditions.append((NONE, config.push()))
     outcomes: list[Pair] = []
-    for done, (disruption, push) in enumerate(conditions, start=1):
+    todo = conditions(config)
+    for done, (disruption, push) in enumerate(todo, start=1):
         base, *other = (played(job, log, each, disruption, push) for each in both)
         outcomes.append((base, other[0] if other else base))
-        log.progress(done, len(conditions), push.label if push else disruption.words)
+        log.progress(done, len(todo), push.label if push else disruption.words)
     undisturbed, *_, pushed = outcomes
     step = config.push_chunk * job.experiment.policy.chunk_size
     found: dict[str, Any] = {
         "handed_in": both[-1].name,
         "settings": asdict(config),
         "first_start": FIRST_START,
-        "disruptions": [_row(d, pair) for (d, push), pair in zip(conditions, outcomes, strict=True) if push is None],
+        "disruptions": [_row(d, pair) for (d, push), pair in zip(todo, outcomes, strict=True) if push is None],
         "lengths": lengths(*undisturbed),
         "push": {"centimetres": config.push_centimetres, "step": step}
         | recovery(*pushed, undisturbed=undisturbed, step=step)
@@ -65,6 +65,11 @@ def disruptions(job: Job) -> None:
         "videos": _videos(job, both, config.push(), step),
     }
     finish(log, found, _text(found))
+
+
+def conditions(config: DisruptionsConfig) -> list[tuple[Disruption, Push | None]]:
+    """Undisturbed first, the push last."""
+    return [*((disruption, None) for disruption in (NONE, *config.disruptions())), (NONE, config.push())]
 
 
 def contestants(job: Job) -> list[Contestant]:

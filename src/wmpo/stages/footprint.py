@@ -20,7 +20,7 @@ from wmpo.config import Experiment
 from wmpo.hf import libraries
 from wmpo.policy.codec import ActionCodec
 from wmpo.policy.openvla_oft import DTYPES, OpenVLAOFTConfig, add_lora
-from wmpo.policy.prismatic import Prismatic
+from wmpo.policy.prismatic import Prismatic, assemble
 from wmpo.policy.small import SmallPolicy, SmallPolicyConfig
 from wmpo.reward.small import SmallReward, SmallRewardConfig
 from wmpo.reward.videomae import VideoMAERewardConfig
@@ -117,19 +117,8 @@ def openvla_net(
 ) -> Prismatic:
     """The network of these sizes with random weights on the default device, as ``config`` says it is trained."""
     with libraries():
-        from transformers import (
-            Dinov2WithRegistersConfig,
-            Dinov2WithRegistersModel,
-            LlamaConfig,
-            LlamaForCausalLM,
-            SiglipVisionConfig,
-            SiglipVisionModel,
-        )
-    first = Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**dino))
-    second = SiglipVisionModel(SiglipVisionConfig(**siglip, vision_use_head=False))
-    del first.embeddings.mask_token
-    first.layernorm, second.post_layernorm = nn.Identity(), nn.Identity()
-    net = Prismatic(first, second, LlamaForCausalLM(LlamaConfig(**text))).to(DTYPES[config.dtype])
+        from transformers import LlamaConfig
+    net = assemble(dino, siglip, LlamaConfig(**text)).to(DTYPES[config.dtype])
     if config.lora_rank:
         add_lora(net, config.lora_rank)
     return net
