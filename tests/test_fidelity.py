@@ -14,6 +14,7 @@ from torch import Tensor
 from wmpo.data.episode import Episode
 from wmpo.evaluation.fidelity import fidelity, flow_errors, summary
 from wmpo.evaluation.hallucination import SIGNS, Signs, areas, left_reality, signs
+from wmpo.evaluation.hand import HandReader, learn_to_read
 from wmpo.evaluation.statistics import auroc, corrected_rate, mean_max_rank_violation, pearson
 from wmpo.evaluation.world_model import replay, replay_steps
 
@@ -39,6 +40,9 @@ def episode(frames: Tensor, identity: int = 0, solved: bool = False) -> Episode:
     )  # fmt: skip
 
 
+BLIND = HandReader(torch.nn.Identity(), torch.zeros(2), torch.ones(2), torch.zeros(2, dtype=torch.bool))
+
+
 def as_features(frames: Tensor) -> Tensor:
     return frames.permute(0, 3, 1, 2).float()
 
@@ -60,7 +64,7 @@ def test_fidelity_falls_with_noise_and_is_counted_by_chunk() -> None:
     noisy = [(video + noise[: len(video)]).clamp(0, 255).to(torch.uint8) for video in real]
     faint = [(video + noise[: len(video)] // 10).clamp(0, 255).to(torch.uint8) for video in real]
     worse, better = (
-        fidelity(episodes, [v[::2] for v in shown], as_features, chunk_size=4, frame_stride=2)
+        fidelity(episodes, [v[::2] for v in shown], as_features, BLIND, chunk_size=4, frame_stride=2)
         for shown in (noisy, faint)
     )
     assert worse.num_episodes == better.num_episodes == [2, 1]
@@ -69,6 +73,30 @@ def test_fidelity_falls_with_noise_and_is_counted_by_chunk() -> None:
     for name, sign in (("distance", 1), ("psnr", -1), ("ssim", -1), ("feature_distance", 1)):
         assert all(sign * (a - b) > 0 for a, b in zip(getattr(worse, name), getattr(better, name), strict=True))
     assert summary(replace(worse, flow_error=[math.nan, 1.0]))["flow_error"] == [None, 1.0]
+    assert summary(worse)["hand_error"] == [None, None], "nothing is read by a reader of no axis"
+
+
+def robots(count: int, seed: int) -> list[Episode]:
+    """A block that is moved by two of three commands, a pixel each; the third turns nothing that is seen."""
+    rng, made = np.random.default_rng(seed), []
+    for identity in range(count):
+        actions = rng.uniform(-1, 1, (8, 3)).astype(np.float32)
+        actions[:, 2] = rng.uniform(0.1, 0.2) * rng.choice((-1, 1))
+        frames = np.full((9, 32, 32, 3), 90, np.uint8)
+        for frame, (x, y, _) in zip(frames, np.concatenate([np.zeros((1, 3)), actions.cumsum(axis=0)]), strict=True):
+            at = (16 + round(2 * y), 16 + round(2 * x))
+            frame[at[0] - 4 : at[0] + 4, at[1] - 4 : at[1] + 4] = 220
+        made.append(replace(episode(torch.from_numpy(frames), identity), actions=actions))
+    return made
+
+
+def test_the_robots_place_is_read_off_the_picture_and_what_is_not_seen_is_not_read() -> None:
+    reader = learn_to_read(robots(32, seed=1), robots(8, seed=2), seed=0, num_steps=150, batch_size=32)
+    assert reader.axes.tolist() == [True, True, False]
+    frames = torch.from_numpy(robots(1, seed=3)[0].frames)
+    right = frames.roll(4, dims=2)  # two actions to the right
+    assert reader.apart(frames, frames).max() == 0
+    assert reader.apart(frames, right).mean() == pytest.approx(2.0, abs=0.5)
 
 
 def test_replays_are_those_of_their_steps() -> None:

@@ -1,7 +1,8 @@
 """Fidelity of imagination by horizon: real actions replayed, compared with the real frames at the end of each chunk.
 
 Beside distances of pixels: structure (SSIM), features of the world model's own tokenizer (as in LPIPS, but without
-weights from elsewhere), and whether things move as they really do (end-point error of optical flow).
+weights from elsewhere), whether things move as they really do (end-point error of optical flow), and whether the robot
+is where it was sent (:mod:`wmpo.evaluation.hand`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from wmpo.data.episode import Episode
+from wmpo.evaluation.hand import HandReader
 
 Features = Callable[[UInt8[Tensor, "M h w 3"]], Float[Tensor, "M C y x"]]
 
@@ -34,6 +36,8 @@ class Fidelity:
     "Squared distance of the tokenizer's features, each cell scaled to unit length: 0 to 4."
     flow_error: list[float]
     "End-point error of the optical flow over a chunk, in pixels, where something really moves."
+    hand_error: list[float]
+    "How far the robot is from where it really is, in actions (1: as far as an action of 1 moves)."
     num_episodes: list[int]
 
 
@@ -41,6 +45,7 @@ def fidelity(
     episodes: Sequence[Episode],
     videos: Sequence[UInt8[Tensor, "_ h w 3"]],
     features: Features,
+    reader: HandReader,
     *,
     chunk_size: int,
     frame_stride: int,
@@ -52,7 +57,7 @@ def fidelity(
         chunks = min(max_chunks, len(episode.actions) // chunk_size)
         real = torch.from_numpy(episode.frames)[: chunks * chunk_size + 1 : chunk_size]
         imagined = video[: chunks * (chunk_size // frame_stride) + 1 : chunk_size // frame_stride]
-        for chunk, measured in enumerate(_compared(real, imagined, features)):
+        for chunk, measured in enumerate(_compared(real, imagined, features, reader)):
             by_chunk[chunk].append(measured)
     rows = [row for row in by_chunk if row]
     means = {name: [_mean([measured[name] for measured in row]) for row in rows] for name in rows[0][0]}
@@ -66,7 +71,7 @@ def _mean(values: list[float]) -> float:
 
 
 def _compared(
-    real: UInt8[Tensor, "L h w 3"], imagined: UInt8[Tensor, "L h w 3"], features: Features
+    real: UInt8[Tensor, "L h w 3"], imagined: UInt8[Tensor, "L h w 3"], features: Features, reader: HandReader
 ) -> list[dict[str, float]]:
     """One record a chunk; frame 0, which both share, only begins the motion of the first."""
     from skimage.metrics import peak_signal_noise_ratio, structural_similarity  # importing it takes a second
@@ -74,7 +79,7 @@ def _compared(
     apart = (real[1:].float() - imagined[1:].float()) / 127.5
     cells = feature_distance(real[1:], imagined[1:], features)
     pairs = [(r.numpy(), i.numpy()) for r, i in zip(real[1:], imagined[1:], strict=True)]
-    errors = flow_errors(real, imagined)
+    errors, hands = flow_errors(real, imagined), reader.apart(real[1:], imagined[1:])
     return [
         {
             "distance": float(apart[i].abs().mean()),
@@ -82,6 +87,7 @@ def _compared(
             "ssim": float(structural_similarity(*pairs[i], channel_axis=2)),
             "feature_distance": float(cells[i]),
             "flow_error": errors[i],
+            "hand_error": float(hands[i]),
         }
         for i in range(len(apart))
     ]

@@ -15,6 +15,7 @@ METRICS = {
     "ssim": ("SSIM", 3),
     "feature_distance": ("feature distance", 3),
     "flow_error": ("motion error, pixels", 2),
+    "hand_error": ("robot off by, actions", 2),
 }
 SIGNS = {
     "round_trip": "changes when encoded and decoded once more",
@@ -33,16 +34,19 @@ def _pictures(found: Mapping[str, Any]) -> str:
     """First and last chunk for each round's world model, and what the tokenizer alone would show."""
     shown = [(f"round {i}", measured["imagined"]) for i, measured in enumerate(found["rounds"], start=1)]
     shown.append(("tokenizer alone", found["rounds"][-1]["tokenizer"]))
+    metrics = {key: value for key, value in METRICS.items() if key in shown[-1][1]}  # older files have fewer
     rows = [
         [name]
-        + [" → ".join(number(measured[key][end], digits) for end in (0, -1)) for key, (_, digits) in METRICS.items()]
+        + [" → ".join(number(measured[key][end], digits) for end in (0, -1)) for key, (_, digits) in metrics.items()]
         for name, measured in shown
     ]
     lead = (
         "Real actions of held-out episodes of all rounds, replayed in each round's world model: first → last chunk. "
-        "The motion error says how many pixels imagined things move otherwise than real ones, where something moves."
+        "The motion error says how many pixels imagined things move otherwise than real ones, where something moves; "
+        "the last column how far the imagined robot is from the real one (1: as far as one full action moves it), as a "
+        "small network reads it off the pictures."
     )
-    head = ["world model of", *(title for title, _ in METRICS.values())]
+    head = ["world model of", *(title for title, _ in metrics.values())]
     return f"<p class=lead>{lead}</p>" + table(head, rows)
 
 

@@ -19,6 +19,7 @@ from wmpo.envs.simulated import Purpose
 from wmpo.evaluation.fidelity import fidelity as measured_by_chunk
 from wmpo.evaluation.fidelity import summary as by_chunk
 from wmpo.evaluation.hallucination import Signs, areas, left_reality, signs
+from wmpo.evaluation.hand import HandReader, learn_to_read
 from wmpo.evaluation.policy import decoding
 from wmpo.evaluation.statistics import corrected_rate, mean_max_rank_violation, paired_difference, pearson, rates
 from wmpo.evaluation.world_model import replay
@@ -38,10 +39,11 @@ def fidelity(job: Job) -> None:
     """Writes ``stages/fidelity.json`` and the worst replays as videos."""
     require(job, "fidelity", "improve")
     log, last = job.log("fidelity"), job.experiment.num_rounds
-    held_out = job.executed(job.collected()[1])
+    learn, held_out = map(job.executed, job.collected())
+    reader = learn_to_read(learn, held_out, seed=job.seed)
     rounds = []
     for number in range(1, last + 1):
-        rounds.append(_checkpoint(job, number, held_out))
+        rounds.append(_checkpoint(job, number, held_out, reader))
         log.progress(number, last, "world models replayed")
     found: dict[str, Any] = {"rounds": rounds, "policies": [], "signs": _signs(job, held_out)}
     hallucination = f"signs of hallucination: AUROC {_text(found['signs']['areas']['combined'])}"
@@ -62,14 +64,16 @@ def _text(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.2f}"
 
 
-def _checkpoint(job: Job, number: int, held_out: Sequence[Episode]) -> dict[str, Any]:
+def _checkpoint(job: Job, number: int, held_out: Sequence[Episode], reader: HandReader) -> dict[str, Any]:
     """One round's world model and classifier on the held-out episodes of all rounds."""
     dream, chunk_size = imagined_env(job, number), job.experiment.policy.chunk_size
     model = dream.world_model
     videos = replay(model, held_out, chunk_size, seed=job.seed)
     by_tokenizer = [model.reconstruct(torch.from_numpy(e.frames[:: model.frame_stride])) for e in held_out]
     kinds = {
-        name: measured_by_chunk(held_out, shown, model.encode, chunk_size=chunk_size, frame_stride=model.frame_stride)
+        name: measured_by_chunk(
+            held_out, shown, model.encode, reader, chunk_size=chunk_size, frame_stride=model.frame_stride
+        )
         for name, shown in (("imagined", videos), ("tokenizer", by_tokenizer))
     }
     called = np.array([shows_success(dream.reward_model, video) for video in videos])

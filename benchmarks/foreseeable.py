@@ -1,0 +1,81 @@
+"""How well could any dream foresee outcomes? Recorded actions played again in the simulator, each a little off.
+
+    python benchmarks/foreseeable.py runs/drawer-open-v3-seed0 [...]
+    python benchmarks/foreseeable.py --show
+
+The simulator is a perfect world model; with noise on every action it is one that is a little wrong about the hand. What
+it says of recorded episodes, against what happened, bounds what a world model with such an error can say. No episode
+counts towards P: nothing learns from them. Outcomes are kept in results/foreseeable.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wmpo.data.episode import Episode
+from wmpo.data.lerobot import read_episodes
+from wmpo.envs.simulator import Simulator
+from wmpo.evaluation.statistics import rates
+from wmpo.rng import keyed
+from wmpo.stages.job import commit, existing_job
+from wmpo.stages.rounds import collected_datasets
+
+RESULTS = Path(__file__).parent / "results" / "foreseeable"
+NOISE = (0.0, 0.02, 0.05, 0.1, 0.2)
+"""Standard deviations of the noise on each action, of a range from -1 to 1."""
+
+
+def again(sim: Simulator, episode: Episode, noise: float) -> bool:
+    """Whether the recorded actions solve the task when each is off by so much."""
+    rng = keyed(episode.episode_id, "foreseeable", round(1000 * noise))
+    sim.reset(episode.start)
+    return any(sim.step(action + noise * rng.standard_normal(action.shape)) for action in episode.actions)
+
+
+def measure(run: Path) -> dict[str, Any]:
+    with existing_job(run) as job:
+        task, millimetres = job.experiment.env.task, 10 * job.simulator.action_repeat  # Meta-World: 1 cm a step
+        episodes = [episode for root in collected_datasets(job) for episode in read_episodes(root)]
+        sim, seed = job.simulator.build(), job.seed
+        outcomes = {str(noise): [again(sim, episode, noise) for episode in episodes] for noise in NOISE}
+    real = [episode.success for episode in episodes]
+    return {"task": task, "seed": seed, "millimetres": millimetres, "real": real, "again": outcomes}
+
+
+def show(rows: list[dict[str, Any]]) -> str:
+    lines = ["| task | seed | n (solved) | off by, mm | TPR | FPR | J (95 %) |", "|---|---|---|---|---|---|---|"]
+    for row in rows:
+        truth = np.array(row["real"])
+        for noise, outcome in row["again"].items():
+            found = asdict(rates(np.array(outcome), truth))
+            low, high = found["j_interval"]
+            lines.append(
+                f"| {row['task']} | {row['seed']} | {len(truth)} ({truth.sum()}) | "
+                f"{float(noise) * row['millimetres']:.1f} | {found['tpr']:.2f} | {found['fpr']:.2f} | "
+                f"{found['j']:.2f} [{low:.2f}, {high:.2f}] |"
+            )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="*", type=Path)
+    parser.add_argument("--show", action="store_true", help="print the table of what is there")
+    args = parser.parse_args()
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for run in [] if args.show else args.runs:
+        path = RESULTS / f"{run.name}.json"
+        if not path.exists():
+            path.write_text(json.dumps(measure(run) | {"command": " ".join(sys.argv), "commit": commit()}) + "\n")
+    print(show([json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]))
+
+
+if __name__ == "__main__":
+    main()
