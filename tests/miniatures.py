@@ -30,12 +30,13 @@ def small_world_model(seed: int = 0, **config: object) -> SmallWorldModel:
     """With random instead of zero output layers, so that something moves."""
     torch.manual_seed(seed)
     tokenizer = TokenizerConfig(channels=8, latent_channels=3).build().eval()
-    config = {"frame_stride": 2} | config
+    config = {"frame_stride": 2, "robot": (16, 16, 8)} | config
     sizes = SmallWorldModelConfig(channels=(8, 8), blocks=1, condition=16, **config)  # type: ignore[arg-type]
     model = sizes.build(tokenizer, -torch.ones(ACTIONS), torch.ones(ACTIONS), SIZE // 4)
     for parameter in model.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.3)
+    nn.init.normal_(model.robot.last.weight, std=0.02)  # drawn over all else, it would hide the rest
     return model.eval()
 
 

@@ -32,7 +32,7 @@ COUNT, MAX_CHUNKS = 12, 4
 def environment(threshold: float = 127.0, *, share_noise: bool = False, seed: int = 0) -> ImaginedEnv:
     """Frames brighter than the threshold are solved: with it, rows end at different times."""
     return ImaginedEnv(
-        small_world_model(), Brightness(1, threshold),
+        small_world_model(start_noise=2.0), Brightness(1, threshold),
         chunk_size=CHUNK, max_chunks=MAX_CHUNKS, seed=seed, share_noise=share_noise,
     )  # fmt: skip
 

@@ -42,6 +42,7 @@ from wmpo.world_model.opensora import OpenSoraWorldModelConfig
 from wmpo.world_model.small import SmallWorldModel, SmallWorldModelConfig
 from wmpo.world_model.stdit import Sizes
 from wmpo.world_model.tokenizer import TokenizerConfig
+from wmpo.world_model.warp import MOTION_CHANNELS
 
 VIEWS = ("top", "wrist")
 WRIST = 8
@@ -169,9 +170,9 @@ def test_a_dream_of_two_cameras_is_kept_and_moves_no_pixel_across(tmp_path: Path
     again = models.load_world_model(RunFolder(tmp_path))
     assert torch.equal(again.imagine(again.begin(frames), chunk, noise)[0], shown) and again.views == VIEWS
     # all weight on the moved last frame, which is fetched from far to the right: the border of the own view repeats
-    motion = torch.zeros(2, 8, SIZE, 2 * SIZE)
+    motion = torch.zeros(2, MOTION_CHANNELS, SIZE, 2 * SIZE)
     motion[:, 0], motion[:, 4] = 100.0, 100.0
-    moved = model._compose(context, context.latents, motion)
+    moved = model._compose(context, context.latents, motion, torch.zeros(2, 4, SIZE, 2 * SIZE))
     for begin in (0, SIZE):
         border = context.last[:, :, :, begin + SIZE - 1]
         assert torch.allclose(moved[:, :, :, begin], border, atol=1e-4)

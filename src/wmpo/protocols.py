@@ -99,11 +99,12 @@ class PolicyNet(TrainablePolicy, Protocol):
 
 
 class WorldModel(Protocol):
-    """Imagines the frames that follow from a chunk of actions: all of them, or those at the places ``shown``."""
+    """Imagines the frames that follow from a chunk of actions: all of them, or those at the places ``shown``. It begins
+    with recorded frames and, where these lie in the middle of an episode, the sum of the actions before them."""
 
     frame_stride: int
 
-    def begin(self, frames: UInt8[Tensor, "B H h w 3"]) -> Context: ...
+    def begin(self, frames: UInt8[Tensor, "B H h w 3"], travelled: Float[Tensor, "B A"] | None = None) -> Context: ...
 
     def imagine(
         self,

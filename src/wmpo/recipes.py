@@ -53,7 +53,9 @@ def tiny() -> Experiment:
         collect=CollectConfig(num_episodes=16, num_held_out=8, shard=8, temperature=1.0),
         tokenizer=TokenizerConfig(channels=16, encoder_channels=16),
         tokenizer_training=TokenizerTraining(fit=fit),
-        world_model=SmallWorldModelConfig(channels=(16, 24), blocks=1, condition=32, pretrained="none"),
+        world_model=SmallWorldModelConfig(
+            channels=(16, 24), blocks=1, condition=32, robot=(32, 16, 8), pretrained="none"
+        ),
         world_model_training=WorldModelTraining(
             fit=dataclasses.replace(fit, num_steps=24, learning_rate=3e-3), check_every=12
         ),

@@ -27,8 +27,14 @@ class Shadow:
     def __init__(self, world_model: WorldModel, reward_model: RewardModel, *, seed: int) -> None:
         self.world_model, self.reward_model, self.seed = world_model, reward_model, seed
 
-    def begin(self, frames: UInt8[Tensor, "B H h w 3"], keys: list[int], every: int) -> None:
-        self._frames, self._keys = frames, keys
+    def begin(
+        self,
+        frames: UInt8[Tensor, "B H h w 3"],
+        keys: list[int],
+        every: int,
+        travelled: Float[Tensor, "B A"] | None = None,
+    ) -> None:
+        self._frames, self._keys, self._travelled = frames, keys, travelled
         self._detector = Detector(self.reward_model, frames[:, -1], every)
         self._chunks: list[Tensor] = []
         self._groups: list[tuple[Tensor, Context]] = []  # rows and their context, by when they were asked about first
@@ -49,7 +55,9 @@ class Shadow:
                 context = self._advance(chosen, self.world_model.select(context, kept), len(self._chunks) - 1)
                 groups.append((chosen, context))
         if len(new):
-            context = self.world_model.begin(self._frames[new])
+            context = self.world_model.begin(
+                self._frames[new], None if self._travelled is None else self._travelled[new]
+            )
             for number in range(len(self._chunks)):
                 context = self._advance(new, context, number)
             groups.append((new, context))
@@ -117,13 +125,14 @@ class ImaginedEnv:
         self._clock = Clock(len(starts), self.chunk_size, self.max_chunks, starts.begun)
         self._keys = (starts.group if self.share_noise else starts.episode_id).tolist()
         self._last = starts.frames[:, -1]
-        self._context, self._rows = self.world_model.begin(starts.frames), torch.arange(len(starts))
+        self._context = self.world_model.begin(starts.frames, starts.travelled)
+        self._rows = torch.arange(len(starts))
         self._detector = Detector(self.reward_model, self._last, self.score_every)
         self._position = starts.travelled
         self._solved = torch.zeros(len(starts), dtype=torch.bool)
         self.doubt, self.peak = torch.zeros(len(starts)), torch.full((len(starts),), -math.inf)
         if self.shadow is not None:
-            self.shadow.begin(starts.frames, self._keys, self.score_every)
+            self.shadow.begin(starts.frames, self._keys, self.score_every, starts.travelled)
         return Observation(frame=self._last, instruction=starts.instruction)
 
     @torch.no_grad()

@@ -52,8 +52,9 @@ def pretrain(job: Job) -> None:
         "kind": "world_model", **net.about(), "env": asdict(job.experiment.env) | {"task": "many"},
         "tasks": tasks, "commit": commit(), "seed": job.seed,
     }  # fmt: skip
-    # half precision: half the download, and far below the differences that training noise makes
-    half = {k: t.bfloat16() if t.is_floating_point() and t.dim() > 1 else t for k, t in net.state_dict().items()}
+    # half precision: half the download, and far below the differences that training noise makes; buffers are exact
+    matrices = {name for name, parameter in net.named_parameters() if parameter.dim() > 1}
+    half = {k: t.bfloat16() if k in matrices else t for k, t in net.state_dict().items()}
     save_tensors(folder.model("pretrained"), half, header)
     finish(log, {"tasks": tasks, "episodes": len(learn) + len(held_out)}, f"{folder.model('pretrained')}")
 

@@ -60,9 +60,19 @@ class FrameClips:
             latents=self.latents[index["now"]],
             first=to_unit(self.frames[index["first"]].to(device)),
             travelled=(self.sums[index["now"]] - self.sums[index["first"]]).to(device),
+            pose=self.sums[index["now"]].to(device),
+            latest=self._latest(offset, time).to(device),
         )
         target, picture = self.latents[index["next"]], to_unit(self.frames[index["next"]].to(device))
         return context, actions.to(device).unflatten(1, (num_frames, self.stride)), target, picture
+
+    def _latest(self, offset: np.ndarray, time: np.ndarray) -> Float[Tensor, "B S A"]:
+        """The actions that led to these times, zeros before the first."""
+        before = time[:, None] + np.arange(-self.stride, 0)
+        return (
+            self.actions[torch.from_numpy(offset[:, None] + np.maximum(0, before))]
+            * torch.from_numpy(before >= 0)[..., None]
+        )
 
     def batch(
         self, rng: np.random.Generator, generator: torch.Generator, count: int, *, unroll: int, context_noise: float

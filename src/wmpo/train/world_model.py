@@ -31,7 +31,7 @@ class WorldModelTraining:
     """Training of the video model."""
 
     fit: FitConfig = field(
-        default_factory=lambda: FitConfig(num_steps=700, batch_size=16, learning_rate=1e-3, ema=0.995)
+        default_factory=lambda: FitConfig(num_steps=600, batch_size=16, learning_rate=1e-3, ema=0.995)
     )
     "The training loop."
     pretrain_share: float = 0.05
@@ -44,7 +44,7 @@ class WorldModelTraining:
     "Part of the steps before which contexts are never imagined: early errors teach nothing and cost time."
     context_noise: float = 0.15
     "Noisy-frame conditioning: context latents get noise of up to this many standard deviations, pictures a third."
-    check_every: int = 175
+    check_every: int = 150
     "Steps between checks on held-out episodes."
     patience: int = 3
     "Training stops when this many checks in a row bring no improvement."

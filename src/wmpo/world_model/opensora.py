@@ -248,9 +248,9 @@ class OpenSoraWorldModel(nn.Module):
 
         return shortcut
 
-    def begin(self, frames: UInt8[Tensor, "B H h w 3"]) -> LatentContext:
+    def begin(self, frames: UInt8[Tensor, "B H h w 3"], travelled: Float[Tensor, "B A"] | None = None) -> LatentContext:
         """From recorded frames, the newest last; fewer than ``num_context`` are repeated at the front. Rows with the
-        same frames, as siblings of a group have them, are encoded once."""
+        same frames, as siblings of a group have them, are encoded once. Where the robot is, frames alone say."""
         recent = frames[:, -self.config.num_context :]
         seen: dict[bytes, int] = {}
         row = torch.tensor([seen.setdefault(one.numpy().tobytes(), len(seen)) for one in recent.cpu()])

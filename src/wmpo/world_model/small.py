@@ -14,7 +14,6 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -24,7 +23,9 @@ from torch import Tensor, nn
 from wmpo.nn import autocast, best_device, check_frames, cut_views, join_views, to_frames, to_unit
 from wmpo.views import ONE_VIEW
 from wmpo.world_model import flow
+from wmpo.world_model.robot import RobotLayer
 from wmpo.world_model.tokenizer import Tokenizer, TokenizerConfig
+from wmpo.world_model.unet import UNet
 from wmpo.world_model.warp import MOTION_CHANNELS, compose
 
 
@@ -48,6 +49,8 @@ class SmallWorldModelConfig:
     "Noise on the last frame where the flow starts, in latent standard deviations."
     pretrained: str = "meta-world"
     "Weights to begin with: a shipped model, a file of ``wmpo pretrain``, or none."
+    robot: tuple[int, int, int] = (192, 128, 64)
+    "Width of the convolutions that draw the robot from the sum of its actions, the coarsest first."
     anchor: bool = True
     "Whether the episode's first frame and the sum of the actions since then are part of the context."
 
@@ -65,6 +68,10 @@ class SmallWorldModelConfig:
                 f"world_model.channels {widths} must be multiples of 8, and few enough to halve {grid} cells "
                 f"{len(widths) - 1} times"
             )
+        if grid % 4:
+            raise ValueError(
+                f"env.image_size {image_size} must be a multiple of 16, to draw the robot from coarse to fine"
+            )
 
     def build(
         self,
@@ -80,13 +87,16 @@ class SmallWorldModelConfig:
 
 @dataclass(frozen=True, slots=True)
 class FrameContext:
-    """The newest H frames and the episode's first one as pictures in [-1, 1], the newest also as latents, and the sum
-    of the actions since the first."""
+    """The newest H frames and an anchor, the first one that is known, as pictures in [-1, 1], the newest also as
+    latents; the sums of the actions since the anchor (``travelled``) and since the episode began (``pose``), and the
+    actions that led to the newest frame."""
 
     recent: Float[Tensor, "B H 3 h w"]
     latents: Float[Tensor, "B C y x"]
     first: Float[Tensor, "B 3 h w"]
     travelled: Float[Tensor, "B A"]
+    pose: Float[Tensor, "B A"]
+    latest: Float[Tensor, "B S A"]
 
     @property
     def last(self) -> Float[Tensor, "B 3 h w"]:
@@ -95,81 +105,10 @@ class FrameContext:
 
 CELL = 3 * 4 * 4
 """Numbers of a picture in one cell of the latents' grid."""
-MAPS = 16
-"""Channels of the maps that tell every cell where the actions lead."""
+LAYER = 4 * 4 * 4
+"""Numbers of the robot's layer in one cell."""
 WAVES = (2.0, 4.0, 8.0, 16.0)
 """Frequencies at which the sum of the actions is read: a pixel of hand movement is a small part of it."""
-
-
-class FilmBlock(nn.Module):
-    """Residual block of two convolutions; the condition scales and shifts the features between them."""
-
-    def __init__(self, channels: int, condition: int) -> None:
-        super().__init__()
-        self.norm = nn.GroupNorm(8, channels)
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.film = nn.Linear(condition, 2 * channels)
-        for parameter in (*self.conv2.parameters(), *self.film.parameters()):
-            nn.init.zeros_(parameter)
-
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:  # (B, c, y, x), (B, condition)
-        scale, shift = self.film(condition)[:, :, None, None].chunk(2, dim=1)
-        h = self.conv1(torch.relu(self.norm(x)))
-        return x + self.conv2(torch.relu(h * (1 + scale) + shift))
-
-
-class Level(nn.ModuleList):
-    """The residual blocks of one resolution."""
-
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        for block in self:
-            x = block(x, condition)
-        return x
-
-
-class UNet(nn.Module):
-    """From what is known [B, C_in, y, x] and a condition [B, condition] to one frame's features [B, C_out, y, x]."""
-
-    def __init__(self, known: int, out: int, config: SmallWorldModelConfig, grid: int, num_views: int) -> None:
-        super().__init__()
-        widths = config.channels
-        if grid % 2 ** (len(widths) - 1):
-            raise ValueError(f"a grid of {grid} cells cannot be halved {len(widths) - 1} times")
-        pairs = list(pairwise(widths))
-        self.first = nn.Conv2d(known + MAPS, widths[0], 1)
-        self.position = nn.Parameter(torch.zeros(1, widths[0], grid, num_views * grid))  # most cameras stand still
-        coarse = grid // 2 ** (len(widths) - 1)
-        self.coarse = coarse, num_views * coarse
-        # Where the actions lead the hand, as maps: modulating features everywhere alike says it poorly.
-        self.place = nn.Linear(config.condition, widths[-1] * num_views * coarse**2)
-        self.map = nn.Linear(config.condition, MAPS * num_views * grid**2)
-
-        def level(width: int) -> Level:
-            return Level(FilmBlock(width, config.condition) for _ in range(config.blocks))
-
-        self.down = nn.ModuleList(level(width) for width in widths)
-        self.halve = nn.ModuleList(nn.Conv2d(fine, coarse, 3, stride=2, padding=1) for fine, coarse in pairs)
-        self.enlarge = nn.ModuleList(nn.Conv2d(coarse, 4 * fine, 1) for fine, coarse in pairs)
-        self.up = nn.ModuleList(level(width) for width in widths[:-1])
-        self.last = nn.Conv2d(widths[0], out, 1)
-        for parameter in self.last.parameters():
-            nn.init.zeros_(parameter)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub does not know it
-
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        x = torch.cat([x, self.map(condition).view(len(x), MAPS, *x.shape[-2:])], dim=1)
-        h = self.first(x.contiguous(memory_format=torch.channels_last)) + self.position
-        skips = []
-        for level, halve in zip(self.down, self.halve, strict=False):  # the last level is not halved
-            skips.append(level(h, condition))
-            h = halve(skips[-1])
-        h = h + self.place(condition).view(len(h), -1, *self.coarse)
-        h = self.down[-1](h, condition)
-        for i in reversed(range(len(self.up))):
-            h = nn.functional.pixel_shuffle(self.enlarge[i](h), 2) + skips[i]
-            h = self.up[i](h, condition)
-        return self.last(torch.relu(h)).float()
 
 
 class SmallWorldModel(nn.Module):
@@ -195,11 +134,15 @@ class SmallWorldModel(nn.Module):
         self.register_buffer("action_high", action_high.float())
         channels, action_dim, width = tokenizer.config.latent_channels, len(action_low), config.condition
         self.latent_shape = (channels, grid, len(views) * grid)
-        known = channels + CELL * (config.num_context + config.anchor)
-        self.net = UNet(known, channels + 16 * MOTION_CHANNELS, config, grid, len(views))
+        known = channels + CELL * (config.num_context + config.anchor) + LAYER
+        self.net = UNet(
+            known, channels + 16 * MOTION_CHANNELS, config.channels, grid, len(views),
+            blocks=config.blocks, condition=width,
+        )  # fmt: skip
         self.time = nn.Sequential(nn.Linear(64, width), nn.SiLU(), nn.Linear(width, width))
         clues = action_dim * (config.frame_stride + config.anchor * (1 + 2 * len(WAVES)))
         self.action = nn.Sequential(nn.Linear(clues, width), nn.SiLU(), nn.Linear(width, width))
+        self.robot = RobotLayer(config.robot, action_dim, 2 * config.frame_stride, grid, len(views))
 
     def train(self, mode: bool = True) -> SmallWorldModel:
         super().train(mode)
@@ -223,9 +166,10 @@ class SmallWorldModel(nn.Module):
         time: Float[Tensor, " B"],
         context: FrameContext,
         actions: Float[Tensor, "B S A"],
-    ) -> tuple[Float[Tensor, "B C y x"], Float[Tensor, "B 8 h w"]]:
-        """The frame after ``frame_stride`` (S) more actions: its latents x_1, guessed from x_t as an addition to the
-        last ones, and the motion that leads to it."""
+        robot: Float[Tensor, "B 4 h w"],
+    ) -> tuple[Float[Tensor, "B C y x"], Float[Tensor, "B m h w"]]:
+        """The frame after ``frame_stride`` (S) more actions, at whose end the robot is drawn as ``robot``: its latents
+        x_1, guessed from x_t as an addition to the last ones, and the motion that leads to it."""
         span = self.action_high - self.action_low
         clues = (2 * (actions.to(span) - self.action_low) / span - 1).flatten(1)
         pictures = context.recent.flatten(1, 2)
@@ -235,6 +179,7 @@ class SmallWorldModel(nn.Module):
             waves = [wave(k * after) for k in WAVES for wave in (torch.sin, torch.cos)]
             clues = torch.cat([clues, before, *waves], dim=1)
         condition = nn.functional.silu(self.action(clues) + self.time(_sinusoid(time)))
+        pictures = torch.cat([robot, pictures], dim=1)
         known = torch.cat([x, nn.functional.pixel_unshuffle(pictures, 4)], dim=1)
         latents, motion = self.net(known, condition).tensor_split([self.latent_shape[0]], dim=1)
         return context.latents + latents, nn.functional.pixel_shuffle(motion, 4)
@@ -251,17 +196,37 @@ class SmallWorldModel(nn.Module):
         """Flow-matching loss of the next latents, and L1 distance of the composed picture. What moves counts more,
         since nearly all of a picture stands still."""
         x0 = flow.begin(context.latents, noise, self.config.start_noise)
-        latents, motion = self.predict(flow.between(x0, target, time), time, context, actions)
-        made = self._compose(context, latents, motion)
+        robot = self._robot(context, actions)
+        latents, motion = self.predict(flow.between(x0, target, time), time, context, actions, robot)
+        made = self._compose(context, latents, motion, robot)
         change = (picture - context.last).abs().amax(dim=1, keepdim=True)
         weight = 1 + 4 * (change / 0.3).clamp(max=1)
         moved = 1 + 4 * ((target - context.latents).abs().mean(dim=1, keepdim=True) / 0.5).clamp(max=1)
         drawn = ((made - picture).abs() * weight).flatten(1).mean(dim=1)
-        return drawn + 0.1 * ((latents - target).square() * moved).flatten(1).mean(dim=1)
+        guessed = ((latents - target).square() * moved).flatten(1).mean(dim=1)
+        return drawn + 0.1 * guessed + 0.5 * self._pose_loss(context, robot, picture)
 
-    def _compose(self, context: FrameContext, latents: Tensor, motion: Tensor) -> Float[Tensor, "B 3 h w"]:
+    def _pose_loss(self, context: FrameContext, robot: Tensor, picture: Tensor) -> Float[Tensor, " B"]:
+        """How far the robot's layer alone, over the episode's first frame, is from the picture. Nothing for rows that
+        are anchored elsewhere: there the robot would be drawn twice."""
+        colours, opacity = robot[:, :3], robot[:, 3:].sigmoid()
+        drawn = opacity * colours + (1 - opacity) * context.first
+        change = (picture - context.first).abs().amax(dim=1, keepdim=True)
+        weight = 1 + 4 * (change / 0.3).clamp(max=1)
+        whole = (context.pose == context.travelled).all(dim=1)
+        return ((drawn - picture).abs() * weight).flatten(1).mean(dim=1) * whole
+
+    def _robot(self, context: FrameContext, actions: Float[Tensor, "B S A"]) -> Float[Tensor, "B 4 h w"]:
+        """The robot's layer after these actions; from the latest ones alone where sums of them say nothing."""
+        span = self.action_high - self.action_low
+        latest = 2 * (torch.cat([context.latest, actions.to(span)], dim=1) - self.action_low) / span - 1
+        return self.robot(self.config.anchor * (context.pose + actions.sum(dim=1)) / (4 * span), latest)
+
+    def _compose(
+        self, context: FrameContext, latents: Tensor, motion: Tensor, robot: Tensor
+    ) -> Float[Tensor, "B 3 h w"]:
         """No pixel moves from one view into another."""
-        parts = context.last, context.first, self.tokenizer.images(latents), motion
+        parts = context.last, context.first, self.tokenizer.images(latents), robot, motion
         with torch.autocast(latents.device.type, enabled=False):  # positions need more than 8 bits
             return join_views(compose(*(cut_views(part, len(self.views)) for part in parts)), len(self.views))
 
@@ -271,31 +236,40 @@ class SmallWorldModel(nn.Module):
     ) -> FrameContext:
         """The context one frame later; its newest frame is the imagined one."""
         motion = torch.empty(0)  # that of the last step is used
+        moved = actions.sum(dim=1)
 
         def velocity(x: Tensor, time: Tensor) -> Tensor:
             nonlocal motion
-            latents, motion = self.predict(x, time, context, actions)
+            latents, motion = self.predict(x, time, context, actions, robot)
             return flow.velocity(x, latents, time)
 
         start = flow.begin(context.latents, noise, self.config.start_noise)
         with autocast(start.device):
+            robot = self._robot(context, actions)
             latents = flow.euler(velocity, start, self.config.euler_steps)
-            picture = self._compose(context, latents, motion).clamp(-1, 1)
+            picture = self._compose(context, latents, motion, robot).clamp(-1, 1)
             seen = self.tokenizer.latents(picture)
         recent = torch.cat([context.recent[:, 1:], picture.unsqueeze(1)], dim=1)
-        return replace(context, recent=recent, latents=seen, travelled=context.travelled + actions.sum(dim=1))
+        return replace(
+            context, recent=recent, latents=seen, latest=actions.to(moved),
+            travelled=context.travelled + moved, pose=context.pose + moved,
+        )  # fmt: skip
 
     @torch.no_grad()
-    def begin(self, frames: UInt8[Tensor, "B H h w 3"]) -> FrameContext:
-        """From recorded frames, the newest last; fewer than ``num_context`` are repeated at the front. Raises
-        ValueError for frames of another size."""
+    def begin(self, frames: UInt8[Tensor, "B H h w 3"], travelled: Float[Tensor, "B A"] | None = None) -> FrameContext:
+        """From recorded frames, the newest last; fewer than ``num_context`` are repeated at the front. ``travelled``:
+        the sum of the actions before them. Raises ValueError for frames of another size."""
         check_frames(frames, 4 * self.grid, self.views, "world model")
         missing = self.config.num_context - frames.shape[1]
         if missing > 0:
             frames = torch.cat([frames[:, :1].expand(-1, missing, -1, -1, -1), frames], dim=1)
         recent = to_unit(frames[:, -self.config.num_context :]).to(self.action_low)
-        travelled = recent.new_zeros(len(frames), len(self.action_low))
-        return FrameContext(recent, self.tokenizer.encode(frames[:, -1]), recent[:, -1], travelled)
+        still = recent.new_zeros(len(frames), len(self.action_low))
+        return FrameContext(
+            recent, self.tokenizer.encode(frames[:, -1]), recent[:, -1], still,
+            pose=still if travelled is None else travelled.to(still),
+            latest=still.unsqueeze(1).repeat(1, self.frame_stride, 1),
+        )  # fmt: skip
 
     def imagine(
         self,

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-MOTION_CHANNELS = 8
-"""Two displacements of two numbers each, and the preferences for four sources."""
+MOTION_CHANNELS = 9
+"""Two displacements of two numbers each, and the preferences for five sources."""
 
 
 def move(image: Float[Tensor, "B 3 h w"], displacement: Float[Tensor, "B 2 h w"]) -> Float[Tensor, "B 3 h w"]:
@@ -28,12 +28,14 @@ def compose(
     last: Float[Tensor, "B 3 h w"],
     first: Float[Tensor, "B 3 h w"],
     made: Float[Tensor, "B 3 h w"],
-    motion: Float[Tensor, "B 8 h w"],
+    robot: Float[Tensor, "B 4 h w"],
+    motion: Float[Tensor, "B m h w"],
 ) -> Float[Tensor, "B 3 h w"]:
     """A mixture, pixel by pixel, of the moved last frame, the moved first frame, the first frame where it stands (the
-    background behind what moved away) and what was made anew."""
-    near, far, preference = motion.float().split((2, 2, 4), dim=1)
-    prior = torch.tensor([2.0, 0.0, 0.0, 0.0], device=motion.device).view(1, 4, 1, 1)  # at first, copy the last frame
-    share = (preference + prior).softmax(dim=1).unsqueeze(2)
-    sources = torch.stack([move(last, 0.1 * near), move(first, 0.3 * far), first, made], dim=1)
+    background behind what moved away), what was made anew, and the robot as drawn from its pose."""
+    near, far, preference = motion.float().split((2, 2, 5), dim=1)
+    colours, opacity = robot.float().split((3, 1), dim=1)
+    still = torch.zeros_like(opacity)  # at first, the robot over the last frame
+    share = (preference + torch.cat([still + 2, still, still, still, opacity + 2], dim=1)).softmax(dim=1).unsqueeze(2)
+    sources = torch.stack([move(last, 0.1 * near), move(first, 0.3 * far), first, made, colours], dim=1)
     return (share * sources).sum(dim=1)
