@@ -8,7 +8,6 @@ What each run's fidelity stage measured is kept in results/fidelity, with the ou
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from finished_runs import measure_and_show
 
 from wmpo.evaluation.statistics import mean_max_rank_violation, pearson
 
@@ -60,18 +60,5 @@ def _text(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="*", type=Path)
-    parser.add_argument("--show", action="store_true", help="print the table of what is there")
-    args = parser.parse_args()
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    for run in [] if args.show else args.runs:
-        path = RESULTS / f"{run.name}.json"
-        if not path.exists():
-            path.write_text(json.dumps(measure(run)) + "\n")
-    print(show([json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]))
-
-
 if __name__ == "__main__":
-    main()
+    measure_and_show(__doc__, RESULTS, measure, show)

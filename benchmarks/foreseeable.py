@@ -10,17 +10,16 @@ counts towards P: nothing learns from them. Outcomes are kept in results/foresee
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from finished_runs import measure_and_show
 
 from wmpo.data.episode import Episode
 from wmpo.data.lerobot import read_episodes
+from wmpo.envs.metaworld import MetaWorldConfig
 from wmpo.envs.simulator import Simulator
 from wmpo.evaluation.statistics import rates
 from wmpo.rng import keyed
@@ -41,12 +40,18 @@ def again(sim: Simulator, episode: Episode, noise: float) -> bool:
 
 def measure(run: Path) -> dict[str, Any]:
     with existing_job(run) as job:
-        task, millimetres = job.experiment.env.task, 10 * job.simulator.action_repeat  # Meta-World: 1 cm a step
+        config = job.simulator
+        if not isinstance(config, MetaWorldConfig):
+            raise ValueError(f"{run} is no run of Meta-World, so how far an action moves the hand is not known here")
+        millimetres = 10 * config.action_repeat
         episodes = [episode for root in collected_datasets(job) for episode in read_episodes(root)]
-        sim, seed = job.simulator.build(), job.seed
+        sim = config.build()
         outcomes = {str(noise): [again(sim, episode, noise) for episode in episodes] for noise in NOISE}
     real = [episode.success for episode in episodes]
-    return {"task": task, "seed": seed, "millimetres": millimetres, "real": real, "again": outcomes}
+    return {
+        "command": " ".join(["python", *sys.argv]), "commit": commit(), "task": config.task, "seed": job.seed,
+        "millimetres": millimetres, "real": real, "again": outcomes,
+    }  # fmt: skip
 
 
 def show(rows: list[dict[str, Any]]) -> str:
@@ -54,28 +59,15 @@ def show(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         truth = np.array(row["real"])
         for noise, outcome in row["again"].items():
-            found = asdict(rates(np.array(outcome), truth))
-            low, high = found["j_interval"]
+            found = rates(np.array(outcome), truth)
+            low, high = found.j_interval
             lines.append(
                 f"| {row['task']} | {row['seed']} | {len(truth)} ({truth.sum()}) | "
-                f"{float(noise) * row['millimetres']:.1f} | {found['tpr']:.2f} | {found['fpr']:.2f} | "
-                f"{found['j']:.2f} [{low:.2f}, {high:.2f}] |"
+                f"{float(noise) * row['millimetres']:.1f} | {found.tpr:.2f} | {found.fpr:.2f} | "
+                f"{found.j:.2f} [{low:.2f}, {high:.2f}] |"
             )
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="*", type=Path)
-    parser.add_argument("--show", action="store_true", help="print the table of what is there")
-    args = parser.parse_args()
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    for run in [] if args.show else args.runs:
-        path = RESULTS / f"{run.name}.json"
-        if not path.exists():
-            path.write_text(json.dumps(measure(run) | {"command": " ".join(sys.argv), "commit": commit()}) + "\n")
-    print(show([json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]))
-
-
 if __name__ == "__main__":
-    main()
+    measure_and_show(__doc__, RESULTS, measure, show)

@@ -70,7 +70,7 @@ WAYS = [
 class Straightforward(OpenSoraWorldModel):
     """Everything anew in every step and for every sibling."""
 
-    def begin(self, frames: Tensor) -> LatentContext:
+    def begin(self, frames: Tensor, travelled: Tensor | None = None) -> LatentContext:
         latents = self.encode(frames[:, -1:]).expand(-1, self.config.num_context, -1, -1, -1)
         return LatentContext(latents, torch.arange(len(latents), device=latents.device))
 

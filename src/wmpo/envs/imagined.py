@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from wmpo.envs.clock import Clock
@@ -27,18 +27,13 @@ class Shadow:
     def __init__(self, world_model: WorldModel, reward_model: RewardModel, *, seed: int) -> None:
         self.world_model, self.reward_model, self.seed = world_model, reward_model, seed
 
-    def begin(
-        self,
-        frames: UInt8[Tensor, "B H h w 3"],
-        keys: list[int],
-        every: int,
-        travelled: Float[Tensor, "B A"] | None = None,
-    ) -> None:
-        self._frames, self._keys, self._travelled = frames, keys, travelled
-        self._detector = Detector(self.reward_model, frames[:, -1], every)
+    def begin(self, starts: Starts, keys: list[int], every: int) -> None:
+        assert starts.frames is not None
+        self._starts, self._keys = starts, keys
+        self._detector = Detector(self.reward_model, starts.frames[:, -1], every)
         self._chunks: list[Tensor] = []
         self._groups: list[tuple[Tensor, Context]] = []  # rows and their context, by when they were asked about first
-        self.first, self.last = torch.zeros(len(keys), dtype=torch.long), frames[:, -1].clone()
+        self.first, self.last = torch.zeros(len(keys), dtype=torch.long), starts.frames[:, -1].clone()
         "Which frame of each row's last chunk is the first solved one (0: none) [B], and its last frame [B h w 3]."
         self.solved = torch.zeros(len(keys), dtype=torch.bool)
         "Rows that had shown success before that chunk [B]."
@@ -55,9 +50,9 @@ class Shadow:
                 context = self._advance(chosen, self.world_model.select(context, kept), len(self._chunks) - 1)
                 groups.append((chosen, context))
         if len(new):
-            context = self.world_model.begin(
-                self._frames[new], None if self._travelled is None else self._travelled[new]
-            )
+            begun = self._starts.rows(new)
+            assert begun.frames is not None
+            context = self.world_model.begin(begun.frames, begun.travelled)
             for number in range(len(self._chunks)):
                 context = self._advance(new, context, number)
             groups.append((new, context))
@@ -132,7 +127,7 @@ class ImaginedEnv:
         self._solved = torch.zeros(len(starts), dtype=torch.bool)
         self.doubt, self.peak = torch.zeros(len(starts)), torch.full((len(starts),), -math.inf)
         if self.shadow is not None:
-            self.shadow.begin(starts.frames, self._keys, self.score_every, starts.travelled)
+            self.shadow.begin(starts, self._keys, self.score_every)
         return Observation(frame=self._last, instruction=starts.instruction)
 
     @torch.no_grad()

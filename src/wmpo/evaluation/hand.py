@@ -8,6 +8,7 @@ arm can be near the real picture (dev/LOG.md).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -24,6 +25,8 @@ from wmpo.noise import torch_generator
 READABLE = 0.8
 """Axes of which a reader explains less than this share of the variance in other frames are not read: grippers, turns
 that nobody sees, and actions that name places instead of movements."""
+MOST = 20_000
+"""Frames to learn from, or to tell from whether axes can be read; of more, evenly spread ones are taken."""
 NOISE = 6.0
 """Standard deviation of the noise on pictures to learn from, in grey levels, so that blur is no riddle."""
 
@@ -79,8 +82,10 @@ def learn_to_read(
 
 
 def _labelled(episodes: Sequence[Episode]) -> tuple[UInt8[Tensor, "M h w 3"], Float[Tensor, "M A"]]:
-    sums = [np.concatenate([np.zeros_like(e.actions[:1]), np.cumsum(e.actions, axis=0)]) for e in episodes]
-    return torch.cat([torch.from_numpy(e.frames) for e in episodes]), torch.from_numpy(np.concatenate(sums)).float()
+    every = math.ceil(sum(len(e.frames) for e in episodes) / MOST)
+    sums = [np.concatenate([np.zeros_like(e.actions[:1]), np.cumsum(e.actions, axis=0)])[::every] for e in episodes]
+    frames = [torch.from_numpy(e.frames[::every]) for e in episodes]
+    return torch.cat(frames), torch.from_numpy(np.concatenate(sums)).float()
 
 
 def _network(height: int, width: int, out: int) -> nn.Sequential:

@@ -62,7 +62,8 @@ class Pointers(nn.Module):
 
 
 class RobotLayer(nn.Module):
-    """Sums of actions and the latest ones to colours and an opacity [B, 4, h, V * w]; the opacity is a logit.
+    """Sums of actions [B, A] and the ``latest`` of them [B, n, A], the newest last, both scaled to about -1 to 1, to
+    colours in [-1, 1] and an opacity [B, 4, h, V * w]; the opacity is a logit.
 
     ``channels``: widths at a quarter of the latents' ``grid``, half of it and the grid, whose cells are 4 pixels wide.
     Finer convolutions would take two thirds of the time.

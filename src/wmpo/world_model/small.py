@@ -170,16 +170,15 @@ class SmallWorldModel(nn.Module):
     ) -> tuple[Float[Tensor, "B C y x"], Float[Tensor, "B m h w"]]:
         """The frame after ``frame_stride`` (S) more actions, at whose end the robot is drawn as ``robot``: its latents
         x_1, guessed from x_t as an addition to the last ones, and the motion that leads to it."""
-        span = self.action_high - self.action_low
-        clues = (2 * (actions.to(span) - self.action_low) / span - 1).flatten(1)
-        pictures = context.recent.flatten(1, 2)
+        clues = self._scaled(actions).flatten(1)
+        pictures = torch.cat([robot, context.recent.flatten(1, 2)], dim=1)
         if self.config.anchor:
             pictures = torch.cat([pictures, context.first], dim=1)
-            before, after = (sums / (4 * span) for sums in (context.travelled, context.travelled + actions.sum(dim=1)))
+            travelled = context.travelled
+            before, after = (self._scaled_sums(sums) for sums in (travelled, travelled + actions.sum(dim=1)))
             waves = [wave(k * after) for k in WAVES for wave in (torch.sin, torch.cos)]
             clues = torch.cat([clues, before, *waves], dim=1)
         condition = nn.functional.silu(self.action(clues) + self.time(_sinusoid(time)))
-        pictures = torch.cat([robot, pictures], dim=1)
         known = torch.cat([x, nn.functional.pixel_unshuffle(pictures, 4)], dim=1)
         latents, motion = self.net(known, condition).tensor_split([self.latent_shape[0]], dim=1)
         return context.latents + latents, nn.functional.pixel_shuffle(motion, 4)
@@ -199,10 +198,8 @@ class SmallWorldModel(nn.Module):
         robot = self._robot(context, actions)
         latents, motion = self.predict(flow.between(x0, target, time), time, context, actions, robot)
         made = self._compose(context, latents, motion, robot)
-        change = (picture - context.last).abs().amax(dim=1, keepdim=True)
-        weight = 1 + 4 * (change / 0.3).clamp(max=1)
         moved = 1 + 4 * ((target - context.latents).abs().mean(dim=1, keepdim=True) / 0.5).clamp(max=1)
-        drawn = ((made - picture).abs() * weight).flatten(1).mean(dim=1)
+        drawn = _distance(made, picture, context.last)
         guessed = ((latents - target).square() * moved).flatten(1).mean(dim=1)
         return drawn + 0.1 * guessed + 0.5 * self._pose_loss(context, robot, picture)
 
@@ -211,16 +208,21 @@ class SmallWorldModel(nn.Module):
         are anchored elsewhere: there the robot would be drawn twice."""
         colours, opacity = robot[:, :3], robot[:, 3:].sigmoid()
         drawn = opacity * colours + (1 - opacity) * context.first
-        change = (picture - context.first).abs().amax(dim=1, keepdim=True)
-        weight = 1 + 4 * (change / 0.3).clamp(max=1)
         whole = (context.pose == context.travelled).all(dim=1)
-        return ((drawn - picture).abs() * weight).flatten(1).mean(dim=1) * whole
+        return _distance(drawn, picture, context.first) * whole
 
     def _robot(self, context: FrameContext, actions: Float[Tensor, "B S A"]) -> Float[Tensor, "B 4 h w"]:
         """The robot's layer after these actions; from the latest ones alone where sums of them say nothing."""
-        span = self.action_high - self.action_low
-        latest = 2 * (torch.cat([context.latest, actions.to(span)], dim=1) - self.action_low) / span - 1
-        return self.robot(self.config.anchor * (context.pose + actions.sum(dim=1)) / (4 * span), latest)
+        latest = self._scaled(torch.cat([context.latest, actions.to(context.latest)], dim=1))
+        return self.robot(self.config.anchor * self._scaled_sums(context.pose + actions.sum(dim=1)), latest)
+
+    def _scaled(self, actions: Float[Tensor, "B n A"]) -> Float[Tensor, "B n A"]:
+        """From -1 to 1 within the bounds of actions."""
+        return 2 * (actions.to(self.action_low) - self.action_low) / (self.action_high - self.action_low) - 1
+
+    def _scaled_sums(self, sums: Float[Tensor, "B A"]) -> Float[Tensor, "B A"]:
+        """1 is four times the range of an action."""
+        return sums / (4 * (self.action_high - self.action_low))
 
     def _compose(
         self, context: FrameContext, latents: Tensor, motion: Tensor, robot: Tensor
@@ -304,6 +306,15 @@ class SmallWorldModel(nn.Module):
         """The context of some rows."""
         rows = rows.to(context.recent.device)
         return FrameContext(*(getattr(context, field.name)[rows] for field in fields(context)))
+
+
+def _distance(
+    made: Float[Tensor, "B 3 h w"], picture: Float[Tensor, "B 3 h w"], before: Float[Tensor, "B 3 h w"]
+) -> Float[Tensor, " B"]:
+    """Mean absolute difference; pixels that have changed since ``before`` count up to five times."""
+    change = (picture - before).abs().amax(dim=1, keepdim=True)
+    weight = 1 + 4 * (change / 0.3).clamp(max=1)
+    return ((made - picture).abs() * weight).flatten(1).mean(dim=1)
 
 
 def _sinusoid(time: Float[Tensor, " B"], dim: int = 64) -> Float[Tensor, "B dim"]:
