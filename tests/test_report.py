@@ -346,6 +346,8 @@ def test_what_audits_say_about_the_dream() -> None:
     assert tone == "bad" and "iteration 4 and 8" in sentence
     tone, sentence = trust([audit(4, 0.4, 0.45, 0.6), audit(8, 0.97, 0.84, -0.16)])
     assert tone == "unsure" and "At iteration 8" in sentence and "lied" not in sentence, "hardly any failure to tell"
+    tone, sentence = trust([audit(12, 0.97, 0.97, -0.03)])
+    assert tone == "unsure" and "lied" not in sentence, "as many successes as there were"
 
 
 def test_videos_play_and_keep_their_frames(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def trust(audits: Sequence[Mapping[str, Any]], kept: int | None = None) -> tuple
     if not known:
         return "unsure", "No audit compared the dream with reality, so nothing here says whether it can be trusted."
     chance = [a for a in known if a["j"] <= 0]
-    lied = [a for a in chance if a["imagined"] >= a["real"]]
+    lied = [a for a in chance if a["imagined"] > a["real"]]
     rosy = [a for a in known if a["imagined"] - a["real"] > ROSY and a not in chance]
     if lied:
         before = "" if kept is None or kept >= lied[0]["iteration"] else f" The policy of iteration {kept} was kept."
