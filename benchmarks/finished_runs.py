@@ -11,6 +11,12 @@ from typing import Any
 from wmpo.checkpoint import read_json
 
 
+def named(run: Path) -> str:
+    """A run by its task and seed, wherever its folder lies."""
+    about = read_json(run / "config.json")
+    return f"{about['config']['env']['task']}-seed{about['seed']}"
+
+
 def measure_and_show(
     doc: str | None,
     results: Path,
@@ -24,8 +30,7 @@ def measure_and_show(
     args = parser.parse_args()
     results.mkdir(parents=True, exist_ok=True)
     for run in [] if args.show else args.runs:
-        about = read_json(run / "config.json")
-        path = results / f"{about['config']['env']['task']}-seed{about['seed']}.json"
+        path = results / f"{named(run)}.json"
         if not path.exists():
             path.write_text(json.dumps(measure(run)) + "\n")
     print(show([json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]))

@@ -4,7 +4,7 @@
     python benchmarks/guards.py --show
 
 World model, classifier and the policy to begin with are those of the run, so that only the guard differs. The policies
-play the run's test starts, greedy and sampled; every outcome is kept in results/guards. What is there is not run again.
+play the run's test starts, greedy and sampled as in the dream; every outcome is kept in results/guards. What is there is not run again.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from finished_runs import named
 
 from wmpo.checkpoint import read_json, write_json
 from wmpo.envs.simulated import Purpose
@@ -56,11 +57,11 @@ def again(run: Path, guard: str, scratch: Path) -> dict[str, Any]:
         env = job.real_env(Purpose("test", ""), frame_stride=job.experiment.policy.chunk_size)
         played = {
             key: play_once(job, log, env, policy, "test", guard, job.experiment.evaluate.num_test, temperature)
-            for key, temperature in (("greedy", 0.0), ("sampled", 1.0))
+            for key, temperature in (("greedy", 0.0), ("sampled", job.experiment.improve.temperature))
         }
     shutil.rmtree(copy)
     return {
-        "run": run.name, "guard": guard, "settings": settings, "commit": commit(),
+        "run": named(run), "guard": guard, "settings": settings, "commit": commit(),
         "kept_iteration": summary["kept_iteration"], "stopped": summary["stopped"],
         "guards": summary.get("guards", {}), "audits": summary["audits"],
         "outcomes": {key: outcomes.success.tolist() for key, outcomes in played.items()},
@@ -97,7 +98,7 @@ def main() -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     for run in [] if args.show else args.runs:
         for guard in args.guards:
-            path = RESULTS / f"{run.name}-{guard.replace(' ', '_')}.json"
+            path = RESULTS / f"{named(run)}-{guard.replace(' ', '_')}.json"
             if not path.exists():
                 with tempfile.TemporaryDirectory(dir=run.parent) as scratch:
                     found = again(run, guard, Path(scratch))

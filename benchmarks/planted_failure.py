@@ -17,6 +17,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from finished_runs import named
+
 from wmpo.checkpoint import read_json, write_json
 from wmpo.data.episode import Episode
 from wmpo.report.run import RunFolder
@@ -72,14 +74,15 @@ def main() -> None:
     args = parser.parse_args()
     RESULTS.mkdir(parents=True, exist_ok=True)
     for run in args.runs:
-        path = RESULTS / f"{run.name}.json"
+        name = named(run)
+        path = RESULTS / f"{name}.json"
         if not path.exists():
-            found = {name: measure(run, failures=name == "all") for name in ("all", "successes only")}
+            found = {seen: measure(run, failures=seen == "all") for seen in ("all", "successes only")}
             path.write_text(json.dumps(found | {"command": " ".join(sys.argv), "commit": commit()}, indent=1) + "\n")
-        for name, result in json.loads(path.read_text()).items():
-            if name in ("command", "commit"):
+        for seen, result in json.loads(path.read_text()).items():
+            if seen in ("command", "commit"):
                 continue
-            print(f"{run.name}, world model of {name}: kept {result['kept_iteration']}; {result['stopped']}")
+            print(f"{name}, world model of {seen}: kept {result['kept_iteration']}; {result['stopped']}")
             for audit in result["audits"]:
                 figures = f"real {audit['real']:.2f}, imagined {audit['imagined']:.2f}, J {audit['j']}"
                 print(f"  {audit['iteration']}: {figures}; {audit['warning'] or audit['verdict']}")

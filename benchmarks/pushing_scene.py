@@ -5,6 +5,7 @@ Deterministic, drawn with soft edges, 32 x 32 pixels, thousands of frames a seco
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,7 +81,7 @@ class InZone:
     def __init__(self, threshold: float = 0.45) -> None:
         self.threshold = threshold
 
-    def __call__(self, clips: UInt8[Tensor, "M W h w 3"]) -> Float[Tensor, " M"]:
+    def __call__(self, clips: UInt8[Tensor, "M W h w 3"], instructions: Sequence[str]) -> Float[Tensor, " M"]:
         low, high = (int((ZONE[0] + sign * 0.15 + 1) / 2 * SIZE) for sign in (-1, 1))
         top, bottom = (int((ZONE[1] + sign * 0.15 + 1) / 2 * SIZE) for sign in (-1, 1))
         middle = clips[:, -1, top:bottom, low:high].float()

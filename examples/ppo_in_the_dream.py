@@ -199,7 +199,7 @@ def play_for_real(agent: Agent, job: Job, first: int, num_episodes: int) -> np.n
     """Outcomes [N] in the simulator with the mean action. The same frames, bounds and time limit as in the dream."""
     env = job.real_env(Purpose("example", "ppo", 0.0, job.seed), frame_stride=job.experiment.policy.chunk_size)
     seeds = start_seeds("validation", job.seed, UNUSED_START + first, num_episodes)
-    frame = env.reset(simulator_starts(seeds, job.experiment.env.instruction())).frame
+    frame = env.reset(simulator_starts(seeds, job.experiment.env.instructions)).frame
     solved = torch.zeros(num_episodes, dtype=torch.bool)
     for _ in range(job.experiment.max_chunks):
         step = env.step(agent.clipped_mean(frame))

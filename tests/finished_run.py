@@ -44,7 +44,7 @@ def finished_run(path: Path, *, rounds: int = 2, threshold: float = 0.0, group_s
     experiment, size = job.experiment, job.experiment.env.image_size
     torch.manual_seed(0)
     codec = ActionCodec((-1.0, -2.0, 0.0, 5.0), (1.0, 2.0, 0.5, 6.0), experiment.policy.chunk_size, 11)
-    models.save_policy(job.root, "base", _random(experiment.policy.build(codec, size)), SENTENCE)
+    models.save_policy(job.root, "base", _random(experiment.policy.build(codec, size)), (SENTENCE,))
     for number in range(1, rounds + 1):
         folder: RunFolder = job.folder_of(number)
         played = [recorded(10 * number + i, 8) for i in range(3)]
@@ -54,7 +54,7 @@ def finished_run(path: Path, *, rounds: int = 2, threshold: float = 0.0, group_s
         judge = experiment.reward.build(size)
         judge.threshold = threshold
         models.save_reward(folder, judge)
-        models.save_policy(folder, "improved", _random(experiment.policy.build(codec, size)), SENTENCE)
+        models.save_policy(folder, "improved", _random(experiment.policy.build(codec, size)), (SENTENCE,))
         folder.complete("improve", 1.0, {})
     return job
 

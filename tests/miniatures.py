@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float, UInt8
@@ -52,7 +52,7 @@ class Brightness(nn.Module):
         super().__init__()
         self.window, self.threshold = window, threshold
 
-    def forward(self, clips: UInt8[Tensor, "M W h w 3"]) -> Float[Tensor, " M"]:
+    def forward(self, clips: UInt8[Tensor, "M W h w 3"], instructions: Sequence[str]) -> Float[Tensor, " M"]:
         weight = 0.5 ** torch.arange(self.window - 1, -1, -1).float()
         return clips.float().mean(dim=(2, 3, 4)) @ weight
 

@@ -221,12 +221,12 @@ def test_a_tokenizer_of_an_older_file_has_an_encoder_as_wide_as_its_decoder() ->
 def test_a_reward_model_scores_each_clip_by_itself(window: int) -> None:
     model, clips = small_reward(window=window), pictures(5, window)
     assert isinstance(model, RewardModel) and model.window == window
-    logits = model(clips)
+    logits = model(clips, [""] * len(clips))
     assert logits.shape == (5,) and logits.dtype == torch.float32 and logits.device.type == "cpu"
-    assert torch.equal(model(clips), logits), "no dropout outside training"
-    assert torch.allclose(model(clips[[4, 0]]), logits[[4, 0]], atol=1e-5)
+    assert torch.equal(model(clips, [""] * len(clips)), logits), "no dropout outside training"
+    assert torch.allclose(model(clips[[4, 0]], ["", ""]), logits[[4, 0]], atol=1e-5)
     if window > 1:
-        assert not torch.allclose(model(clips.flip(1)), logits, atol=1e-4), "order of frames matters"
+        assert not torch.allclose(model(clips.flip(1), [""] * len(clips)), logits, atol=1e-4), "order of frames matters"
 
 
 def test_a_sampler_plays_with_the_weights_it_was_given_last() -> None:

@@ -85,7 +85,7 @@ def test_the_policy_that_evaluate_handed_in(run: Path) -> None:
 
 def test_sentences_and_pictures(run: Path) -> None:
     policy, image = wmpo.load_policy(str(run)), picture(1)
-    assert policy.instruction == SENTENCE and np.array_equal(policy.act(image), policy.act(image, SENTENCE))
+    assert policy.instructions == (SENTENCE,) and np.array_equal(policy.act(image), policy.act(image, SENTENCE))
     assert not all(np.array_equal(policy.act(picture(i), "other words"), policy.act(picture(i))) for i in range(8))
     large = picture(2, 48, 60)
     small = np.asarray(Image.fromarray(large).resize((32, 32), Image.Resampling.LANCZOS))

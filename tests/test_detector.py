@@ -26,8 +26,8 @@ def test_scoring_as_frames_arrive_finds_the_same_frame_as_scanning_the_whole_vid
     videos = random_videos(count, 1 + chunks * per_chunk, seed=window)
     scale = sum(0.5**i for i in range(window))
     model = Brightness(window, threshold=158.0 * scale)
-    posthoc = torch.stack([first_above(score_video(model, v).unsqueeze(0), model.threshold)[0] for v in videos])
-    detector, rows = Detector(model, videos[:, 0]), torch.arange(count)
+    posthoc = torch.stack([first_above(score_video(model, v, "").unsqueeze(0), model.threshold)[0] for v in videos])
+    detector, rows = Detector(model, videos[:, 0], [""] * count), torch.arange(count)
     found = torch.zeros(count, dtype=torch.long)
     for chunk in range(chunks):
         begin = 1 + chunk * per_chunk
@@ -43,8 +43,8 @@ def test_windows_before_the_first_frame_repeat_it() -> None:
     video = random_videos(1, 3, seed=0)[0]
     model = Brightness(4, threshold=0.0)
     padded = torch.cat([video[:1].repeat(3, 1, 1, 1), video[1:]])
-    expected = [float(model(padded[i : i + 4].unsqueeze(0))) for i in range(2)]
-    assert score_video(model, video).tolist() == pytest.approx(expected)
+    expected = [float(model(padded[i : i + 4].unsqueeze(0), [""])) for i in range(2)]
+    assert score_video(model, video, "").tolist() == pytest.approx(expected)
 
 
 def test_success_begins_above_the_threshold_not_at_it() -> None:
@@ -57,7 +57,7 @@ def test_a_damaged_reward_model_stops_the_run() -> None:
     with torch.no_grad():
         next(model.parameters()).fill_(math.nan)
     with pytest.raises(FloatingPointError, match="reward model"):
-        score_video(model, torch.zeros(3, 16, 16, 3, dtype=torch.uint8))
+        score_video(model, torch.zeros(3, 16, 16, 3, dtype=torch.uint8), "")
 
 
 def test_the_clock_counts_exactly_the_actions_up_to_the_solved_frame() -> None:

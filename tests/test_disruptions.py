@@ -142,7 +142,7 @@ def test_directions_differ_between_starts_only() -> None:
 
 
 def test_the_environment_is_disturbed_inside_only_and_the_ledger_tells(tmp_path: Path) -> None:
-    starts, ledger = simulator_starts([START, START + 1], CONFIG.instruction()), Ledger(tmp_path / "ledger.jsonl")
+    starts, ledger = simulator_starts([START, START + 1], CONFIG.instructions), Ledger(tmp_path / "ledger.jsonl")
     actions = torch.from_numpy(ACTIONS[None].repeat(2, axis=0)).float()
     with SimulatedEnv(CONFIG, chunk_size=4, max_chunks=2, frame_stride=4, ledger=ledger, num_workers=1) as env:
         env.purpose = Purpose("disruptions", "base")

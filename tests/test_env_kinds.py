@@ -33,7 +33,7 @@ def test_a_folder_says_which_simulator_it_plays(tmp_path: Path) -> None:
     assert found["env"]["kind"] == "RobosuiteConfig" and from_json(Experiment, found) == experiment
     with open_job(tmp_path / "run", "square", experiment, 0) as job:
         assert (job.action_dim, job.fps) == (7, 20)
-        assert job.workspace.low == (-np.inf,) * 7
+        assert job.workspaces.of("").low == (-np.inf,) * 7
         job.root.complete("demos", 1.0, {})
     with pytest.raises(ValueError, match=r"other settings .*env\.kind: RobosuiteConfig there, MetaWorldConfig now"):
         open_job(tmp_path / "run", "square", dataclasses.replace(experiment, env=MetaWorldConfig()), 0)
@@ -67,7 +67,7 @@ def test_the_small_models_dream_with_seven_numbers() -> None:
     bounds = torch.ones(experiment.env.action_dim)
     net = experiment.world_model.build(experiment.tokenizer.build(), -bounds, bounds, 8)
     frame = torch.randint(256, (2, 32, 32, 3), dtype=torch.uint8)
-    seen = Observation(frame=frame, instruction=(experiment.env.instruction(),) * 2)
+    seen = Observation(frame=frame, instruction=experiment.env.instructions * 2)
     chunk = policy.codec.decode(policy(**policy.prepare(seen)).argmax(dim=-1))
     imagined, context = net.imagine(net.begin(frame.unsqueeze(1)), chunk, torch.zeros(2, *net.noise_shape(4)))
     assert chunk.shape == (2, 4, 7) and imagined.shape == (2, 1, 32, 32, 3)
@@ -106,7 +106,7 @@ def test_a_missing_robosuite_says_what_to_install() -> None:
 
 def test_every_task_has_a_sentence_that_the_small_policy_can_read() -> None:
     assert all(0 < len(sentence.encode()) < 64 for sentence in SENTENCES.values())
-    assert SQUARE.with_task("StackThree").instruction() == SENTENCES["StackThree"]
+    assert SQUARE.with_task("StackThree").instructions == (SENTENCES["StackThree"],)
 
 
 @pytest.mark.parametrize("yaw", [-2.5, -0.3, 0.0, 1.2])

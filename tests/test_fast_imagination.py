@@ -129,7 +129,7 @@ def test_frames_that_are_wanted_are_the_same_without_the_others() -> None:
 def test_looking_seldom_gives_the_scores_of_looking_always_at_those_frames(window: int, every: int) -> None:
     videos = torch.randint(0, 256, (50, 13, 2, 2, 3), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     model, rows = Brightness(window, 140.0 * sum(0.5**i for i in range(window))), torch.arange(50)
-    dense, seldom = Detector(model, videos[:, 0]), Detector(model, videos[:, 0], every)
+    dense, seldom = (Detector(model, videos[:, 0], [""] * len(videos), seen) for seen in (1, every))
     places = frames_seen(window, every, 6)
     assert places[-1] == 5 and len(places) == 6 // every * min(window, every)
     for chunk in (videos[:, 1:7], videos[:, 7:]):

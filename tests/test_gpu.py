@@ -76,7 +76,8 @@ def test_a_world_model_imagines_as_on_a_cpu() -> None:
 
 def test_a_classifier_judges_as_on_a_cpu() -> None:
     model, clips = small_reward(), seen().frame.view(ROWS // 2, 2, SIZE, SIZE, 3)
-    torch.testing.assert_close(model(clips).cpu(), on_cpu(model)(clips), rtol=1e-4, atol=1e-5)
+    told = [""] * len(clips)
+    torch.testing.assert_close(model(clips, told).cpu(), on_cpu(model)(clips, told), rtol=1e-4, atol=1e-5)
 
 
 def test_a_learner_takes_the_same_step_as_on_a_cpu() -> None:

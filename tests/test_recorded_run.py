@@ -96,7 +96,7 @@ def test_the_whole_job(data: Path) -> None:
     pictures = {name: np.zeros((48, 64, 3), dtype=np.uint8) for name in VIEWS}
     actions = policy.act(pictures)
     assert actions.shape == (4, 7) and (actions >= LOW).all() and (actions <= HIGH).all()
-    assert policy.instruction == "fold the cloth"
+    assert policy.instructions == ("fold the cloth",)
     export(data / "run", data / "dreams", "imagined", num_episodes=2, temperature=None)
     assert {(e.views, e.frames.shape[1:]) for e in read_episodes(data / "dreams")} == {(VIEWS, (SIZE, 2 * SIZE, 3))}
     page = render(data / "run").read_text()
@@ -121,7 +121,8 @@ def test_what_is_set_stays_and_a_run_goes_on_without_its_datasets(data: Path) ->
     main(["demos", "recorded", *settings, "--env.task", "fold it", "--max-chunks", "5"])
     saved = json.loads(Path("runs/recorded/config.json").read_text())["config"]
     assert saved["env"] | {"kind": ""} == {
-        "kind": "", "task": "fold it", "image_size": SIZE, "views": list(VIEWS), "action_dim": 7, "rate": FPS,
+        "kind": "", "task": "fold it", "more_tasks": [], "image_size": SIZE, "views": list(VIEWS), "action_dim": 7,
+        "rate": FPS,
     }  # fmt: skip
     assert (saved["max_chunks"], saved["collect"]["num_episodes"], saved["collect"]["num_held_out"]) == (5, 8, 2)
     (data / "demos").rename(data / "elsewhere")

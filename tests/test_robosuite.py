@@ -130,7 +130,7 @@ def test_the_expert_solves_its_task_and_is_counted(task: str, tmp_path: Path) ->
         frames, actions, solved = next(each for each in played if each[2] > 0)
         assert actions.shape[1] == 7 and frames.shape[1:] == (32, 32, 3)
         row = [solved for *_, solved in played].index(solved)
-        env.reset(simulator_starts(STARTS[row : row + 1], config.instruction()))
+        env.reset(simulator_starts(STARTS[row : row + 1], config.instructions))
         for chunk in torch.from_numpy(actions).split(8):
             step = env.step(chunk.unsqueeze(0))
         assert step.terminated.tolist() == [True], "its actions, played as a policy's, solve the task again"

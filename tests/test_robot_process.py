@@ -31,7 +31,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def record(setup: Setup, base: Path, root: Path, wanted: int) -> list[Played]:
-    policy, sentence = models.open_policy(base)
+    policy, (sentence,) = models.open_policy(base)
     session = Session(purpose=Purpose("collection", "base", 1.0, 0), instruction=sentence, dataset=root)
     assert setup.operator is not None
     setup.robot.connect()

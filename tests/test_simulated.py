@@ -47,7 +47,7 @@ def expert(env: SimulatedEnv) -> Tensor:
 
 
 def play(env: SimulatedEnv, rows: list[int], actions: Tensor) -> tuple[Tensor, list[ChunkStep]]:
-    starts = simulator_starts([SEEDS[row] for row in rows], CONFIG.instruction())
+    starts = simulator_starts([SEEDS[row] for row in rows], CONFIG.instructions)
     video, steps = [env.reset(starts).frame.unsqueeze(1)], []
     for chunk in range(MAX_CHUNKS):
         steps.append(env.step(actions[rows, CHUNK * chunk : CHUNK * (chunk + 1)]))
@@ -112,7 +112,7 @@ def test_real_episodes_are_counted_once_however_often_they_are_played(env: Simul
 
 
 def test_actions_that_are_no_numbers_are_refused_with_their_rows(env: SimulatedEnv) -> None:
-    env.reset(simulator_starts(SEEDS, CONFIG.instruction()))
+    env.reset(simulator_starts(SEEDS, CONFIG.instructions))
     chunk = torch.zeros(3, CHUNK, 4)
     chunk[1, 2, 0], chunk[2, 0, 3] = math.nan, math.inf
     with pytest.raises(ValueError, match=r"rows \[1, 2\]"):
@@ -147,8 +147,8 @@ def test_the_frame_stride_must_divide_the_chunk() -> None:
 
 
 def test_instructions_are_the_tasks_words() -> None:
-    assert CONFIG.instruction() == "drawer open"
-    assert MetaWorldConfig(task="button-press-topdown-v3").instruction() == "button press topdown"
+    assert CONFIG.instructions == ("drawer open",)
+    assert MetaWorldConfig(task="button-press-topdown-v3").instructions == ("button press topdown",)
 
 
 def test_a_ledger_survives_a_torn_line(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 import json
 import math
+from collections import Counter
 from itertools import combinations
 from typing import Any, get_args
 
@@ -82,9 +83,20 @@ def test_rounds_without_an_episode_held_out_are_refused() -> None:
 
 
 def test_a_start_is_its_own_identity() -> None:
-    starts = simulator_starts([5, 9], "open it")
+    starts = simulator_starts([5, 9], ("open it",))
     assert starts.episode_id.tolist() == starts.sim_seed.tolist() == [5, 9] and starts.instruction == ("open it",) * 2
     assert starts.group.tolist() == [0, 1] and starts.frames is None
+
+
+def test_of_several_tasks_starts_alternate_and_each_is_held_out_evenly() -> None:
+    told = ("open it", "close it")
+    starts = simulator_starts(start_seeds("test", 0, 0, 5), told)
+    assert starts.instruction == ("open it", "close it", "open it", "close it", "open it")
+    assert simulator_starts([7], told).instruction == ("close it",), "a seed's task does not depend on its neighbours"
+    solved = [i % 4 < 2 for i in range(40)]
+    apart = hold_out(solved, 8, [told[i % 2] for i in range(40)])
+    kinds = Counter((i % 2, solved[i]) for i in apart)
+    assert len(kinds) == 4 and set(kinds.values()) == {2}
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -25,6 +25,9 @@ def pretrained(tmp_path: Path) -> Path:
     return write_videomae(tmp_path / "base")
 
 
+TOLD = ("push the block",)
+
+
 def built(folder: Path, window: int = 8) -> VideoMAEReward:
     torch.manual_seed(1)
     return VideoMAERewardConfig(folder=str(folder), window=window).build()
@@ -45,9 +48,9 @@ def test_the_logit_is_the_difference_of_the_classes_of_the_saved_network(pretrai
     seen = clips(3)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     both = reference(pixel_values=((seen / 255 - mean) / std).movedim(-1, 2)).logits
-    found = again(seen)
+    found = again(seen, TOLD * 3)
     assert found.shape == (3,) and found.dtype == torch.float32 and found.std() > 0.01
-    assert torch.allclose(found, both[:, 1] - both[:, 0], atol=1e-5) and torch.equal(found, model(seen))
+    assert torch.allclose(found, both[:, 1] - both[:, 0], atol=1e-5) and torch.equal(found, model(seen, TOLD * 3))
 
 
 def test_the_pretrained_encoder_is_read_and_its_decoder_left(pretrained: Path) -> None:
@@ -62,21 +65,24 @@ def test_the_pretrained_encoder_is_read_and_its_decoder_left(pretrained: Path) -
 
 def test_clips_are_judged_by_themselves_at_any_size_and_in_order(pretrained: Path) -> None:
     model, seen = built(pretrained), clips(4)
-    logits = model(seen)
-    assert torch.allclose(model(seen[[2, 0]]), logits[[2, 0]], atol=1e-5)
-    assert (model(seen.flip(1)) - logits).abs().max() > 1e-3
+    logits = model(seen, TOLD * 4)
+    assert torch.allclose(model(seen[[2, 0]], TOLD * 2), logits[[2, 0]], atol=1e-5)
+    assert (model(seen.flip(1), TOLD * 4) - logits).abs().max() > 1e-3
     colours = clips(3, size=1)
     small, large = (colours.expand(-1, -1, size, size, -1) for size in (32, 50))
-    assert torch.allclose(model(small), model(large), atol=1e-4) and model(small).std() > 1e-3
+    assert (
+        torch.allclose(*(model(some, TOLD * 3) for some in (small, large)), atol=1e-4)
+        and model(small, TOLD * 3).std() > 1e-3
+    )
 
 
 def test_the_detector_works_with_it(pretrained: Path) -> None:
     model, video = built(pretrained), clips(1, 12)[0]
-    logits = score_video(model, video)
+    logits = score_video(model, video, "")
     model.threshold = float(logits.sort().values[-2:].mean())
-    first, _ = Detector(model, video[:1]).update(video[1:].unsqueeze(0), torch.zeros(1, dtype=torch.long))
+    first, _ = Detector(model, video[:1], TOLD).update(video[1:].unsqueeze(0), torch.zeros(1, dtype=torch.long))
     assert int(first) == int(logits.argmax()) + 1
-    assert torch.allclose(logits[-1], model(video[-8:].unsqueeze(0))[0], atol=1e-5)
+    assert torch.allclose(logits[-1], model(video[-8:].unsqueeze(0), TOLD)[0], atol=1e-5)
 
 
 def test_it_learns_to_tell_clips_apart(pretrained: Path) -> None:
@@ -84,11 +90,11 @@ def test_it_learns_to_tell_clips_apart(pretrained: Path) -> None:
     labels = torch.arange(8) % 2
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     for _ in range(25):
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(model(seen), labels.float())
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(model(seen, TOLD * 8), labels.float())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert ((model.eval()(seen) > 0) == labels.bool()).all()
+    assert ((model.eval()(seen, TOLD * 8) > 0) == labels.bool()).all()
 
 
 def change(path: Path, **changes: object) -> None:
@@ -104,7 +110,7 @@ def drop(folder: Path, name: str) -> None:
 def test_what_is_missing_or_foreign_is_named(pretrained: Path, tmp_path: Path) -> None:
     model = built(pretrained)
     with pytest.raises(ValueError, match=r"4 frames.*built for 8"):
-        model(clips(1, 4))
+        model(clips(1, 4), TOLD)
     with pytest.raises(ValueError, match="window 7 must be a multiple of 2"):
         built(pretrained, window=7)
     with pytest.raises(ValueError, match="is not a folder"):

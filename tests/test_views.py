@@ -139,7 +139,7 @@ def test_a_policy_sees_every_camera_and_refuses_other_numbers(tmp_path: Path) ->
     with pytest.raises(ValueError, match="frames are 16x16, but this policy was built for 16x32: top, wrist side by"):
         logits(policy, some_frames(1, num_views=1))
     folder = RunFolder(tmp_path)
-    models.save_policy(folder, "base", policy, "open")
+    models.save_policy(folder, "base", policy, ("open",))
     again = models.load_policy(folder, "base")
     assert again.views == VIEWS and torch.equal(logits(again, frames), before)
 
@@ -209,9 +209,10 @@ def test_a_classifier_of_two_cameras_is_kept(tmp_path: Path) -> None:
     clips = some_frames(4).unflatten(0, (2, 2))
     models.save_reward(RunFolder(tmp_path), judge)
     again = models.load_reward(RunFolder(tmp_path))
-    assert torch.equal(again(clips), judge(clips))
+    told = [""] * len(clips)
+    assert torch.equal(again(clips, told), judge(clips, told))
     with pytest.raises(ValueError, match="this success classifier was built for"):
-        judge(clips[:, :, :, :SIZE])
+        judge(clips[:, :, :, :SIZE], told)
 
 
 def test_each_view_is_shifted_in_its_own_place() -> None:
@@ -221,7 +222,7 @@ def test_each_view_is_shifted_in_its_own_place() -> None:
 
 
 def test_a_loaded_policy_takes_pictures_by_name_or_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    models.save_policy(RunFolder(tmp_path), "base", two_view_policy(), "open")
+    models.save_policy(RunFolder(tmp_path), "base", two_view_policy(), ("open",))
     policy = wmpo.load_policy(tmp_path / "models/base.safetensors")
     frames, prepare, seen = some_frames(1), policy._policy.prepare, list[Tensor]()
 

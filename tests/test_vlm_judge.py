@@ -36,9 +36,12 @@ def config(folder: Path, **changes: object) -> VLMJudgeConfig:
     return VLMJudgeConfig(**settings | changes)  # type: ignore[arg-type]
 
 
+TOLD = ("push block",)
+
+
 @pytest.fixture(scope="module")
 def judge(folder: Path) -> VLMJudge:
-    return config(folder, batch_size=2).build("push block")
+    return config(folder, batch_size=2).build()
 
 
 def clips(count: int, window: int = 2, size: int = 24) -> Tensor:
@@ -49,7 +52,7 @@ def clips(count: int, window: int = 2, size: int = 24) -> Tensor:
 @torch.no_grad()
 def test_the_score_is_the_log_odds_of_the_first_word(judge: VLMJudge, folder: Path) -> None:
     seen = clips(3)
-    found = judge(seen)
+    found = judge(seen, TOLD * 3)
     assert isinstance(judge, RewardModel) and found.shape == (3,) and found.std() > 1e-3 and judge.threshold == 0
     net = transformers.AutoModelForImageTextToText.from_pretrained(folder).eval()
     pictures = transformers.Qwen2VLImageProcessorPil.from_pretrained(folder)
@@ -69,22 +72,23 @@ def test_the_score_is_the_log_odds_of_the_first_word(judge: VLMJudge, folder: Pa
 
 def test_clips_are_judged_by_themselves_in_order_and_by_the_task(judge: VLMJudge, folder: Path) -> None:
     seen = clips(3)
-    logits = judge(seen)
-    assert torch.allclose(judge(seen[[2, 0]]), logits[[2, 0]], atol=1e-4)
-    assert (judge(seen.flip(1)) - logits).abs().max() > 1e-4
-    assert (config(folder).build("pull block")(seen) - logits).abs().max() > 1e-4
+    logits = judge(seen, TOLD * 3)
+    assert torch.allclose(judge(seen[[2, 0]], TOLD * 2), logits[[2, 0]], atol=1e-4)
+    assert (judge(seen.flip(1), TOLD * 3) - logits).abs().max() > 1e-4
+    other = judge(seen, (*TOLD, "pull block", *TOLD))
+    assert torch.allclose(other[[0, 2]], logits[[0, 2]], atol=1e-4) and (other - logits)[1].abs() > 1e-4
 
 
 def test_detector_and_calibration_work_with_it(judge: VLMJudge) -> None:
     video = clips(1, 7)[0]
-    logits = score_video(judge, video)
+    logits = score_video(judge, video, *TOLD)
     judge.threshold = float(logits.sort().values[-2:].mean())
-    first, _ = Detector(judge, video[:1]).update(video[1:].unsqueeze(0), torch.zeros(1, dtype=torch.long))
+    first, _ = Detector(judge, video[:1], TOLD).update(video[1:].unsqueeze(0), torch.zeros(1, dtype=torch.long))
     assert int(first) == int(logits.argmax()) + 1
     best = int(logits.argmax()) + 1
     won, lost = video[best - 1 : best + 1], video[[0, 0]]
-    videos = [LabelledVideo(won, 1), LabelledVideo(lost, -1)] * 2
-    scores = [float(score_video(judge, v.frames).max()) for v in videos]
+    videos = [LabelledVideo(won, 1, *TOLD), LabelledVideo(lost, -1, *TOLD)] * 2
+    scores = [float(score_video(judge, v.frames, v.instruction).max()) for v in videos]
     measured = calibrate(judge, videos, videos, RewardTraining())
     assert judge.threshold == measured["threshold"]
     assert (min(scores) < judge.threshold < max(scores)) == (scores[0] > scores[1])
@@ -109,18 +113,18 @@ def test_the_script_of_the_docs_labels_a_dataset(folder: Path, tmp_path: Path, m
 
 def test_what_is_missing_or_foreign_is_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"3 frames.*built for 2"):
-        config(folder).build("push")(clips(1, 3))
+        config(folder).build()(clips(1, 3), TOLD)
     with pytest.raises(ValueError, match="window 0"):
-        config(folder, window=0).build("push")
+        config(folder, window=0).build()
     with pytest.raises(ValueError, match=r"must hold \{instruction\}"):
-        config(folder, question="done?").build("push")
+        config(folder, question="done?").build()
     with pytest.raises(ValueError, match="is not a folder"):
-        config(tmp_path / "nowhere").build("push")
+        config(tmp_path / "nowhere").build()
     with pytest.raises(ValueError, match="has no chat template"):
-        config(write_model(tmp_path / "plain", template="")).build("push")
+        config(write_model(tmp_path / "plain", template="")).build()
     mute = [{"no": "never"}.get(word, word) for word in WORDS]
     with pytest.raises(ValueError, match="no token for 'no'"):
-        config(write_model(tmp_path / "mute", words=mute)).build("push")
+        config(write_model(tmp_path / "mute", words=mute)).build()
 
 
 def test_foreign_code_is_never_run(tmp_path: Path) -> None:
@@ -130,4 +134,4 @@ def test_foreign_code_is_never_run(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(content))
     (folder / "evil.py").write_text("raise SystemExit('ran')")
     with pytest.raises(ValueError, match="is not a vision-language model that transformers can read"):
-        config(folder).build("push")
+        config(folder).build()

@@ -13,7 +13,7 @@ from miniatures import CHUNK, Brightness, small_policy, small_world_model, some_
 from wmpo.data.episode import Episode
 from wmpo.envs.imagined import ImaginedEnv
 from wmpo.envs.metaworld import MetaWorldConfig, MetaWorldSim
-from wmpo.envs.workspace import Workspace
+from wmpo.envs.workspace import Workspace, Workspaces
 from wmpo.rollout.run import run_episodes
 
 BOX = Workspace(low=(-1.0, -math.inf), high=(1.5, math.inf))
@@ -29,10 +29,10 @@ def episode(actions: np.ndarray) -> Episode:
 
 def test_the_border_takes_what_goes_beyond_and_gives_nothing_back() -> None:
     commands = np.array([[1.0, 2.0], [1.0, 2.0], [1.0, 2.0], [-1.0, 2.0], [-1.0, 2.0], [-1.0, 2.0]])
-    (found,) = BOX.executed([episode(commands)])
+    found = BOX.executed(episode(commands))
     assert found.actions[:, 0].tolist() == [1.0, 0.5, 0.0, -1.0, -1.0, -0.5]
     assert found.actions[:, 1].tolist() == [2.0] * 6
-    free = Workspace.unlimited(2).executed([episode(commands)])[0]
+    free = Workspace.unlimited(2).executed(episode(commands))
     assert np.array_equal(free.actions, commands.astype(np.float32))
 
 
@@ -53,7 +53,7 @@ def test_it_is_what_meta_worlds_controller_does(task: str) -> None:
     sim.reset(5)
     start = sim.env.data.mocap_pos[0].copy()
     commands = np.clip(rng.standard_normal((30, 4)) + np.array([0.4, -0.6, 0.8, 0.0]), -1, 1)
-    (found,) = config.workspace().executed([episode(commands)])
+    found = config.workspace().executed(episode(commands))
     assert not np.allclose(found.actions[:, :3], commands[:, :3], atol=0.05), "some of it must be beyond the border"
     for step, action in enumerate(commands, start=1):
         sim.step(action)
@@ -67,7 +67,9 @@ def test_the_dream_is_told_what_is_executed_and_branches_go_on_from_where_they_a
     imagine = model.imagine
     model.imagine = lambda context, chunk, *rest: (told.append(chunk.clone()), imagine(context, chunk, *rest))[1]  # type: ignore[method-assign]
     tight = Workspace(low=(-0.1, -math.inf), high=(0.1, math.inf))
-    env = ImaginedEnv(model, Brightness(1, 1e9), chunk_size=CHUNK, max_chunks=3, seed=0, workspace=tight)
+    env = ImaginedEnv(
+        model, Brightness(1, 1e9), chunk_size=CHUNK, max_chunks=3, seed=0, workspaces=Workspaces({"": tight})
+    )
     run_episodes(env, small_policy(), some_starts(4, frames=1), temperature=1.0, seed=0)
     sums = torch.cat(told, dim=1)[..., 0].cumsum(dim=1)
     assert sums.abs().max() <= 0.1 + 1e-6 and sums.abs().max() > 0.09

@@ -75,7 +75,7 @@ KINDS: dict[str, type[Comparison | Lifelong]] = {"compare": Comparison, "lifelon
 
 def main(command: str, name: str, rest: list[str]) -> None:
     """Recipe, then what was asked for last in that folder, then the command line."""
-    decided = [("--env.task", "--tasks"), ("--clone.", "--methods wmpo-rft")]
+    decided = [("--env.task", "--tasks"), ("--env.more-tasks", "--tasks"), ("--clone.", "--methods wmpo-rft")]
     if command == "compare":
         decided.append(("--collect.num-episodes", "--budgets"))
     for flag, instead in decided:

@@ -21,7 +21,7 @@ from wmpo.robots.play import Session, play_episodes, stored
 from wmpo.robots.protocol import Operator, Setup
 from wmpo.robots.terminal import TerminalOperator
 from wmpo.stages import models
-from wmpo.stages.deploy import policy_file
+from wmpo.stages.deploy import only, policy_file
 
 USAGE = """usage: wmpo robot COMMAND SETUP.py --policy RUN --to FOLDER ...
 
@@ -105,13 +105,14 @@ def _play(settings: Playing, purpose: str) -> Session:
         if not least <= value < 100_000:
             raise ValueError(f"{name} must be at least {least}, not {value}")
     file = policy_file(settings.policy)
-    policy, sentence = models.open_policy(file)
+    policy, sentences = models.open_policy(file)
+    instruction = settings.instruction or only(sentences, "--instruction")
     setup = open_setup(settings.setup)
     check_policy(setup, policy.codec.action_dim, policy.views)
     who = f"{file.stem} {hashlib.sha256(file.read_bytes()).hexdigest()[:8]}"
     session = Session(
         purpose=Purpose(purpose, who, temperature, settings.seed),
-        instruction=settings.instruction or sentence,
+        instruction=instruction,
         dataset=settings.to,
     )
     _check_alone(session)

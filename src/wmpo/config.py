@@ -44,7 +44,7 @@ class DemosConfig:
     """Demonstrations of the scripted expert."""
 
     num_episodes: int = 3
-    "Successful episodes to record."
+    "Successful episodes to record, of each task; of recorded ones how many are taken in all."
     noise: float = 0.3
     "Standard deviation of the noise on the expert's actions."
     recorded: str = ""
@@ -306,7 +306,7 @@ def _check_number(name: str, value: Any) -> None:
             raise ValueError(f"{name} must be at most {most:g}, not {number}")
 
 
-_MAY_BE_EMPTY = ("more_cameras",)
+_MAY_BE_EMPTY = ("more_cameras", "more_tasks")
 """Settings that are lists and need no entry."""
 _AT_MOST: dict[str, float] = {
     "ema": 0.99999,

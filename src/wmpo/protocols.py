@@ -126,12 +126,13 @@ class WorldModel(Protocol):
 
 
 class RewardModel(Protocol):
-    """Scores clips of ``window`` consecutive frames; a clip whose logit exceeds ``threshold`` shows success."""
+    """Scores clips of ``window`` consecutive frames, each of the task that a sentence names; a clip whose logit exceeds
+    ``threshold`` shows success."""
 
     window: int
     threshold: float
 
-    def __call__(self, clips: UInt8[Tensor, "M W h w 3"]) -> Float[Tensor, " M"]: ...
+    def __call__(self, clips: UInt8[Tensor, "M W h w 3"], instructions: Sequence[str]) -> Float[Tensor, " M"]: ...
 
 
 class Sampler(Protocol):

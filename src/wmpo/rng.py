@@ -7,10 +7,13 @@ depend on batching, on how rows are split over workers, or on where an interrupt
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 
 _MASK = (1 << 64) - 1
+_Choice = TypeVar("_Choice")
 
 
 def keyed(seed: int, purpose: str, *keys: int) -> np.random.Generator:
@@ -23,3 +26,8 @@ def keyed(seed: int, purpose: str, *keys: int) -> np.random.Generator:
         high = (high ^ (high >> 27)) * 0x94D049BB133111EB & _MASK
         high ^= high >> 31
     return np.random.Generator(np.random.Philox(key=np.array([low, high], dtype=np.uint64)))
+
+
+def alternating(seed: int, choices: Sequence[_Choice]) -> _Choice:
+    """What a start state's seed chooses, such as its task: consecutive seeds take turns."""
+    return choices[seed % len(choices)]

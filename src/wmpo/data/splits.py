@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from wmpo.rng import alternating
 from wmpo.types import Starts
 
 Split = Literal["demonstrations", "collection", "validation", "test", "throughput", "pretraining", "robot"]
@@ -36,13 +37,15 @@ def start_seeds(split: Split, seed: int, first: int, count: int) -> list[int]:
     return list(range(begin, begin + count))
 
 
-def hold_out(success: Sequence[bool], count: int) -> set[int]:
-    """Which of a policy's episodes only measure: ``count`` of them, spread evenly over failures and successes."""
-    order = sorted(range(len(success)), key=lambda i: success[i])  # stable, so within a kind in the order of playing
+def hold_out(success: Sequence[bool], count: int, instructions: Sequence[str] = ()) -> set[int]:
+    """Which of a policy's episodes only measure: ``count`` of them, spread evenly over failures and successes, of each
+    task where there are several."""
+    told = instructions or [""] * len(success)
+    order = sorted(range(len(success)), key=lambda i: (told[i], success[i]))  # stable: then in the order of playing
     return {order[(2 * k + 1) * len(order) // (2 * count)] for k in range(count)}
 
 
-def simulator_starts(seeds: list[int], instruction: str) -> Starts:
-    """One episode from each; a start's simulator seed is its identity too."""
-    ids = torch.tensor(seeds)
-    return Starts(instruction=(instruction,) * len(seeds), sim_seed=ids, episode_id=ids, group=torch.arange(len(seeds)))
+def simulator_starts(seeds: list[int], instructions: Sequence[str]) -> Starts:
+    """One episode from each; a start's simulator seed is its identity too, and says which of the tasks it is of."""
+    ids, told = torch.tensor(seeds), tuple(alternating(seed, instructions) for seed in seeds)
+    return Starts(instruction=told, sim_seed=ids, episode_id=ids, group=torch.arange(len(seeds)))

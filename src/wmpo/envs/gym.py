@@ -29,7 +29,7 @@ from gymnasium.vector.utils import batch_space
 from jaxtyping import Bool, Float, Shaped, UInt8
 
 from wmpo.envs.imagined import ImaginedEnv
-from wmpo.envs.workspace import Workspace
+from wmpo.envs.workspace import Workspaces
 from wmpo.protocols import RewardModel, WorldModel
 from wmpo.rng import keyed
 from wmpo.types import Starts
@@ -47,7 +47,7 @@ class Dream:
     max_chunks: int
     low: Float[np.ndarray, " A"]
     high: Float[np.ndarray, " A"]
-    workspace: Workspace | None = None
+    workspaces: Workspaces | None = None
     "What the robot's controller makes of the commands."
 
 
@@ -179,7 +179,7 @@ class DreamVectorEnv(VectorEnv):
             chunk_size=self._unit,
             max_chunks=self.dream.max_chunks * self.dream.chunk_size // self._unit,
             seed=0,  # the rows' seeds are in their identities
-            workspace=self.dream.workspace,
+            workspaces=self.dream.workspaces,
         )
         self._frames[rows] = env.reset(starts).frame.numpy()
         self._instructions[rows] = starts.instruction

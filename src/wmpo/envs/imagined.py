@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from wmpo.envs.clock import Clock
-from wmpo.envs.workspace import Workspace
+from wmpo.envs.workspace import Workspaces, execute
 from wmpo.nn import picture_distance
 from wmpo.noise import row_normal
 from wmpo.protocols import Context, RewardModel, WorldModel
@@ -30,7 +30,7 @@ class Shadow:
     def begin(self, starts: Starts, keys: list[int], every: int) -> None:
         assert starts.frames is not None
         self._starts, self._keys = starts, keys
-        self._detector = Detector(self.reward_model, starts.frames[:, -1], every)
+        self._detector = Detector(self.reward_model, starts.frames[:, -1], starts.instruction, every)
         self._chunks: list[Tensor] = []
         self._groups: list[tuple[Tensor, Context]] = []  # rows and their context, by when they were asked about first
         self.first, self.last = torch.zeros(len(keys), dtype=torch.long), starts.frames[:, -1].clone()
@@ -75,7 +75,7 @@ class ImaginedEnv:
 
     Args:
         share_noise: siblings of a group get the same world-model noise, so that only their actions tell them apart.
-        workspace: what the controller makes of the policy's commands; the world model sees only that.
+        workspaces: what the controller makes of the policy's commands; the world model sees only that.
         shadow: imagines everything a second time.
         max_doubt: rows whose last frames in both dreams differ by more (mean over pixels in [-1, 1]) are not trusted.
         verify: an episode is solved only when both dreams have shown it (RAW-Dream, arXiv 2605.12334).
@@ -95,7 +95,7 @@ class ImaginedEnv:
         chunk_size: int,
         max_chunks: int,
         seed: int,
-        workspace: Workspace | None = None,
+        workspaces: Workspaces | None = None,
         share_noise: bool = False,
         shadow: Shadow | None = None,
         max_doubt: float | None = None,
@@ -105,7 +105,7 @@ class ImaginedEnv:
         assert shadow is not None or not (verify or max_doubt), "guards compare with a second dream"
         self.world_model, self.reward_model = world_model, reward_model
         self.chunk_size, self.max_chunks = chunk_size, max_chunks
-        self.seed, self.workspace, self.share_noise = seed, workspace, share_noise
+        self.seed, self.workspaces, self.share_noise = seed, workspaces, share_noise
         self.shadow, self.max_doubt, self.verify = shadow, max_doubt, verify
         num_frames = chunk_size // world_model.frame_stride
         if score_every < 1 or num_frames % score_every:
@@ -122,8 +122,9 @@ class ImaginedEnv:
         self._last = starts.frames[:, -1]
         self._context = self.world_model.begin(starts.frames, starts.travelled)
         self._rows = torch.arange(len(starts))
-        self._detector = Detector(self.reward_model, self._last, self.score_every)
+        self._detector = Detector(self.reward_model, self._last, starts.instruction, self.score_every)
         self._position = starts.travelled
+        self._limits = None if self.workspaces is None else self.workspaces.limits(starts.instruction)
         self._solved = torch.zeros(len(starts), dtype=torch.bool)
         self.doubt, self.peak = torch.zeros(len(starts)), torch.full((len(starts),), -math.inf)
         if self.shadow is not None:
@@ -162,10 +163,10 @@ class ImaginedEnv:
         return replace(self._clock.tick(frames, solved_after), trusted=~doubted)
 
     def _executed(self, chunk: Float[Tensor, "B K A"]) -> Float[Tensor, "B K A"]:
-        if self.workspace is None:
+        if self._limits is None:
             return chunk
         start = chunk.new_zeros(len(chunk), chunk.shape[2]) if self._position is None else self._position
-        executed, position = self.workspace.execute(start.numpy(), chunk.numpy())
+        executed, position = execute(*self._limits, start.numpy(), chunk.numpy())
         self._position = torch.from_numpy(position)
         return torch.from_numpy(executed)
 

@@ -19,6 +19,7 @@ from jaxtyping import Float, UInt8
 
 from wmpo.envs.disrupt import NONE, Disruption, out_of_range
 from wmpo.envs.simulator import CameraConfig, check_cameras, check_image_size, choose_gl, draw, make_renderer
+from wmpo.envs.tasks import check_different
 from wmpo.envs.workspace import Workspace
 from wmpo.views import ONE_VIEW
 
@@ -29,6 +30,8 @@ class MetaWorldConfig:
 
     task: str = "drawer-open-v3"
     "Name of a Meta-World v3 task."
+    more_tasks: tuple[str, ...] = ()
+    "Further ones for the same policy, world model and classifier. Start states alternate between all tasks."
     image_size: int = 64
     "Height and width of a frame in pixels."
     action_repeat: int = 4
@@ -50,12 +53,20 @@ class MetaWorldConfig:
     def rate(self) -> int:
         return round(80 / max(self.action_repeat, 1))  # protocols are checked by reading it, before ``validate``
 
-    def with_task(self, task: str) -> MetaWorldConfig:
-        return replace(self, task=task)
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return (self.task, *self.more_tasks)
 
-    def instruction(self) -> str:
-        """The task's name as a sentence: ``drawer-open-v3`` -> ``drawer open``."""
-        return " ".join(part for part in self.task.split("-") if not (part[0] == "v" and part[1:].isdigit()))
+    def with_task(self, task: str) -> MetaWorldConfig:
+        return replace(self, task=task, more_tasks=())
+
+    @property
+    def instructions(self) -> tuple[str, ...]:
+        """The tasks' names as sentences: ``drawer-open-v3`` -> ``drawer open``."""
+        return tuple(
+            " ".join(part for part in task.split("-") if not (part[0] == "v" and part[1:].isdigit()))
+            for task in self.tasks
+        )
 
     def workspace(self) -> Workspace:
         """The limits of the simulator's controller for this task, from where the hand begins; the gripper has none."""
@@ -74,7 +85,9 @@ class MetaWorldConfig:
 
     def validate(self) -> None:
         """Raises ValueError with the nearest names for an unknown task, and for sizes that cannot be rendered."""
-        check_task(self.task)
+        for task in self.tasks:
+            check_task(task)
+        check_different(self.tasks)
         check_image_size(self.image_size)
         check_cameras(self.more_cameras, CAMERAS)
         if self.action_repeat < 1:

@@ -17,6 +17,7 @@ import numpy as np
 
 from wmpo.envs.disrupt import Disruption
 from wmpo.envs.simulator import Simulator, SimulatorConfig, choose_gl, expert_episode, play_episode
+from wmpo.envs.tasks import SeveralTasks
 
 
 def _serve(pipe: Connection, config: SimulatorConfig) -> None:
@@ -31,7 +32,7 @@ def _serve(pipe: Connection, config: SimulatorConfig) -> None:
         try:
             if name == "close":
                 break
-            sim = sim or config.build()
+            sim = sim or (config.build() if len(config.tasks) == 1 else SeveralTasks(config))
             pipe.send(("ok", _COMMANDS[name](sim, states, *args)))
         except BrokenPipeError:  # whoever asked was killed
             break

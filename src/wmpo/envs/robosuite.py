@@ -27,6 +27,7 @@ from jaxtyping import Float, UInt8
 from wmpo.envs.disrupt import NONE, Disruption, beyond_range
 from wmpo.envs.robosuite_experts import EXPERTS, Expert
 from wmpo.envs.simulator import CameraConfig, check_cameras, check_image_size, choose_gl, draw, make_renderer
+from wmpo.envs.tasks import check_different
 from wmpo.envs.workspace import Workspace
 from wmpo.views import ONE_VIEW
 
@@ -47,6 +48,8 @@ class RobosuiteConfig:
 
     task: str = "Square"
     "Square, StackThree or ThreePieceAssembly; with --env.mimicgen-path also Coffee."
+    more_tasks: tuple[str, ...] = ()
+    "Further ones for the same policy, world model and classifier. Start states alternate between all tasks."
     image_size: int = 64
     "Height and width of a frame in pixels."
     camera: CameraConfig = field(
@@ -71,11 +74,16 @@ class RobosuiteConfig:
     def rate(self) -> int:
         return RATE
 
-    def with_task(self, task: str) -> RobosuiteConfig:
-        return replace(self, task=task)
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return (self.task, *self.more_tasks)
 
-    def instruction(self) -> str:
-        return SENTENCES[self.task]
+    def with_task(self, task: str) -> RobosuiteConfig:
+        return replace(self, task=task, more_tasks=())
+
+    @property
+    def instructions(self) -> tuple[str, ...]:
+        return tuple(SENTENCES[task] for task in self.tasks)
 
     def workspace(self) -> Workspace:
         """The controller stops at no border."""
@@ -89,15 +97,17 @@ class RobosuiteConfig:
 
     def validate(self) -> None:
         """Raises ValueError for an unknown task, a size that cannot be rendered, or what is not installed."""
-        if self.task not in SENTENCES:
-            near = difflib.get_close_matches(self.task, SENTENCES, n=2, cutoff=0.3) or list(SENTENCES)
-            raise ValueError(f"unknown robosuite task {self.task!r}; did you mean {' or '.join(near)}?")
+        for task in self.tasks:
+            if task not in SENTENCES:
+                near = difflib.get_close_matches(task, SENTENCES, n=2, cutoff=0.3) or list(SENTENCES)
+                raise ValueError(f"unknown robosuite task {task!r}; did you mean {' or '.join(near)}?")
+        check_different(self.tasks)
         check_image_size(self.image_size)
         check_cameras(self.more_cameras, CAMERAS)
         if self.mimicgen_path:
             check_checkout(Path(self.mimicgen_path))
-        elif self.task in MIMICGEN_ONLY:
-            raise ValueError(f"task {self.task} exists in MimicGen only: --env.mimicgen-path CHECKOUT. {MIMICGEN}")
+        elif only := set(self.tasks) & set(MIMICGEN_ONLY):
+            raise ValueError(f"task {only.pop()} exists in MimicGen only: --env.mimicgen-path CHECKOUT. {MIMICGEN}")
 
 
 CAMERAS = ("frontview", "birdview", "agentview", "sideview", "robot0_robotview", "robot0_eye_in_hand")

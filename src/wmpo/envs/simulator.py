@@ -67,7 +67,8 @@ class SimulatorConfig(Protocol):
     """A task of one simulator; what depends on the simulator is asked of it, and of nothing else."""
 
     @property
-    def task(self) -> str: ...
+    def tasks(self) -> tuple[str, ...]:
+        """One or several. Start states alternate between them (:mod:`wmpo.envs.tasks`)."""
 
     @property
     def image_size(self) -> int: ...
@@ -88,12 +89,15 @@ class SimulatorConfig(Protocol):
     def rate(self) -> int:
         """Actions per second."""
 
-    def with_task(self, task: str) -> SimulatorConfig: ...
+    def with_task(self, task: str) -> SimulatorConfig:
+        """The same with this task alone."""
 
-    def instruction(self) -> str:
-        """The task as a sentence."""
+    @property
+    def instructions(self) -> tuple[str, ...]:
+        """The tasks as sentences, which tell them apart."""
 
-    def workspace(self) -> Workspace: ...
+    def workspace(self) -> Workspace:
+        """Of the first task."""
 
     def command(self, x: float, y: float, z: float, gripper: float) -> list[float]:
         """The action that moves the hand only; at gripper 1 it closes, at -1 it opens."""
@@ -101,7 +105,8 @@ class SimulatorConfig(Protocol):
     def validate(self) -> None:
         """Raises ValueError for what cannot be played."""
 
-    def build(self) -> Simulator: ...
+    def build(self) -> Simulator:
+        """A simulator of the first task."""
 
 
 def check_image_size(size: int) -> None:

@@ -9,7 +9,7 @@ controller really executes is plain arithmetic on known constants, the same for 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -34,17 +34,47 @@ class Workspace:
         self, position: Float[np.ndarray, "B A"], chunk: Float[np.ndarray, "B K A"]
     ) -> tuple[Float[np.ndarray, "B K A"], Float[np.ndarray, "B A"]]:
         """What remains of the commands at the border, and the sums after them."""
-        low, high = np.array(self.low, chunk.dtype), np.array(self.high, chunk.dtype)
-        executed = np.empty_like(chunk)
-        for k in range(chunk.shape[1]):
-            following = np.clip(position + chunk[:, k], low, high)
-            executed[:, k] = following - position
-            position = following
-        return executed, position
+        return execute(np.array(self.low), np.array(self.high), position, chunk)
+
+    def executed(self, episode: Episode) -> Episode:
+        """The same episode with the actions that the controller executed, as a world model learns and replays them."""
+        actions = episode.actions
+        return replace(episode, actions=self.execute(np.zeros_like(actions[:1]), actions[None])[0][0])
+
+
+@dataclass(frozen=True)
+class Workspaces:
+    """Those of a run's tasks, by their sentences. Where there is one task, whatever its episodes are called."""
+
+    by_task: Mapping[str, Workspace]
+
+    def of(self, instruction: str) -> Workspace:
+        """Raises ValueError for a sentence that is none of several."""
+        first, *others = self.by_task.values()
+        if others and instruction not in self.by_task:
+            raise ValueError(f"{instruction!r} is none of this run's tasks, which are {', '.join(self.by_task)}")
+        return self.by_task[instruction] if others else first
 
     def executed(self, episodes: Sequence[Episode]) -> list[Episode]:
-        """The same episodes with the actions that the controller executed, as a world model learns and replays them."""
-        return [replace(episode, actions=self._executed(episode.actions)) for episode in episodes]
+        """Each as the controller executed it."""
+        return [self.of(episode.instruction).executed(episode) for episode in episodes]
 
-    def _executed(self, actions: Float[np.ndarray, "S A"]) -> Float[np.ndarray, "S A"]:
-        return self.execute(np.zeros_like(actions[:1]), actions[None])[0][0]
+    def limits(self, instructions: Sequence[str]) -> tuple[Float[np.ndarray, "B A"], Float[np.ndarray, "B A"]]:
+        """Of the sums of actions of several episodes."""
+        rows = [self.of(instruction) for instruction in instructions]
+        return np.array([row.low for row in rows]), np.array([row.high for row in rows])
+
+
+def execute(
+    low: Float[np.ndarray, "*B A"],
+    high: Float[np.ndarray, "*B A"],
+    position: Float[np.ndarray, "B A"],
+    chunk: Float[np.ndarray, "B K A"],
+) -> tuple[Float[np.ndarray, "B K A"], Float[np.ndarray, "B A"]]:
+    """What remains of commands between limits of their sums, and the sums after them."""
+    low, high, executed = low.astype(chunk.dtype), high.astype(chunk.dtype), np.empty_like(chunk)
+    for k in range(chunk.shape[1]):
+        following = np.clip(position + chunk[:, k], low, high)
+        executed[:, k] = following - position
+        position = following
+    return executed, position

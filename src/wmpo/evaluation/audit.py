@@ -66,7 +66,8 @@ def judge(
 ) -> Audit:
     """Replays the recorded actions and compares the reward model's verdict with what happened."""
     videos = replay(world_model, episodes, chunk_size, seed=seed)
-    imagined = np.array([shows_success(reward_model, video) for video in videos])
+    shown = [shows_success(reward_model, v, e.instruction) for v, e in zip(videos, episodes, strict=True)]
+    imagined = np.array(shown)
     truth = np.array([episode.success for episode in episodes])
     found = rates(imagined, truth)
     return Audit(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,10 @@ class Outcomes:
     def clearly_above(self, rate: float) -> bool:
         """By more than one standard error."""
         return bool(self.success.mean() - self.success.std() / len(self.success) ** 0.5 > rate)
+
+    def part(self, which: Bool[np.ndarray, " n"]) -> Outcomes:
+        """Of some starts."""
+        return replace(self, success=self.success[which], num_steps=self.num_steps[which])
 
     def kept(self) -> dict[str, Any]:
         """As JSON; :meth:`of` reads it again."""

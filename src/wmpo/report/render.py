@@ -93,7 +93,22 @@ def _results(run: Run) -> str:
         "the likeliest action, sampled draws one, best is each policy's better decoding as chosen on validation starts."
     )
     head = ["decoding", "base", "improved", "difference, points", "steps to success"]
-    return f"<p class=lead>{lead}</p>" + table(head, rows, note)
+    return f"<p class=lead>{lead}</p>" + table(head, rows, note) + _tasks(run.results.get("tasks", {}))
+
+
+def _tasks(tasks: Mapping[str, Any]) -> str:
+    """Of a run of several tasks, each by itself."""
+    rows = [
+        [esc(sentence)]
+        + [cell(percent(record["success"]), between(record["interval"], 100)) for record in both]
+        + [cell(signed(found["difference"]["points"]), between(found["difference"]["interval"], sign=True))]
+        + [str(both[0]["n"])]
+        for sentence, found in tasks.items()
+        if (both := (found["base"], found["improved"]))
+    ]
+    note = "One policy, one world model and one classifier for all of them, at each policy's best decoding."
+    head = ["task", "base", "improved", "difference, points", "test starts"]
+    return "<h3>Task by task</h3>" + table(head, rows, note) if rows else ""
 
 
 def _learning(run: Run) -> str:

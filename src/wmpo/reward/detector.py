@@ -6,6 +6,8 @@ like real ones.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
@@ -20,14 +22,17 @@ def frames_seen(window: int, every: int, num_frames: int) -> list[int]:
 
 
 class Detector:
-    """Follows a batch of videos. Windows that reach before the first frame repeat it.
+    """Follows a batch of videos, each of the task that its sentence names. Windows that reach before the first frame
+    repeat it.
 
     ``every``: only windows that end at every so many frames are scored, and of the frames only :func:`frames_seen` are
     given. Success that is gone again by then is missed; with 1 nothing is.
     """
 
-    def __init__(self, model: RewardModel, first: UInt8[Tensor, "B h w 3"], every: int = 1) -> None:
-        self._model, self.every = model, every
+    def __init__(
+        self, model: RewardModel, first: UInt8[Tensor, "B h w 3"], instructions: Sequence[str], every: int = 1
+    ) -> None:
+        self._model, self._instructions, self.every = model, instructions, every
         self._past = first.unsqueeze(1).repeat(1, model.window - 1, 1, 1, 1)
 
     def update(
@@ -37,7 +42,8 @@ class Detector:
         window, step = self._model.window, min(self.every, self._model.window)
         seen = torch.cat([self._past[rows], frames], dim=1)
         clips = torch.stack([seen[:, i : i + window] for i in range(step - 1, frames.shape[1], step)], dim=1)
-        logits = self._model(clips.flatten(0, 1)).unflatten(0, (len(frames), -1))
+        told = [self._instructions[row] for row in rows.tolist() for _ in range(clips.shape[1])]
+        logits = self._model(clips.flatten(0, 1), told).unflatten(0, (len(frames), -1))
         if not torch.isfinite(logits).all():
             raise FloatingPointError("the reward model gave NaN or infinite scores; its weights are damaged")
         if window > 1:
@@ -51,14 +57,14 @@ def first_above(logits: Float[Tensor, "R F"], threshold: float) -> Int[Tensor, "
     return torch.where(above.any(dim=1), above.int().argmax(dim=1) + 1, 0)
 
 
-def shows_success(model: RewardModel, video: UInt8[Tensor, "L h w 3"]) -> bool:
+def shows_success(model: RewardModel, video: UInt8[Tensor, "L h w 3"], instruction: str) -> bool:
     """Whether any frame after the first is called solved."""
-    return bool((score_video(model, video) > model.threshold).any())
+    return bool((score_video(model, video, instruction) > model.threshold).any())
 
 
 @torch.no_grad()
-def score_video(model: RewardModel, video: UInt8[Tensor, "L h w 3"]) -> Float[Tensor, " F"]:
+def score_video(model: RewardModel, video: UInt8[Tensor, "L h w 3"], instruction: str) -> Float[Tensor, " F"]:
     """Logits of all frames after the first, by the same windows."""
-    detector = Detector(model, video[:1])
+    detector = Detector(model, video[:1], (instruction,))
     _, logits = detector.update(video[1:].unsqueeze(0), torch.zeros(1, dtype=torch.long))
     return logits[0]

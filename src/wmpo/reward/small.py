@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,22 +25,42 @@ class SmallRewardConfig:
     dropout: float = 0.2
     "Dropout before the head."
 
-    def build(self, image_size: int, views: tuple[str, ...] = ONE_VIEW) -> SmallReward:
-        return SmallReward(self, image_size, views).to(best_device())
+    def build(
+        self, image_size: int, views: tuple[str, ...] = ONE_VIEW, instructions: tuple[str, ...] = ()
+    ) -> SmallReward:
+        return SmallReward(self, image_size, views, instructions).to(best_device())
 
     def restore(self, about: dict[str, Any]) -> SmallReward:
         """An untrained classifier with the threshold of another one."""
-        model = self.build(about["image_size"], tuple(about.get("views", ONE_VIEW)))  # older files have one
+        views, told = tuple(about.get("views", ONE_VIEW)), tuple(about.get("instructions", ()))  # older files: one
+        model = self.build(about["image_size"], views, told)
         model.threshold = about["threshold"]
         return model
 
 
-class SmallReward(nn.Module):
-    """A :class:`wmpo.protocols.RewardModel`. Calibration sets ``threshold`` (a logit); it is saved with the weights."""
+HIDDEN = -3
+"""Layers of the network after the features to which a task is added."""
 
-    def __init__(self, config: SmallRewardConfig, image_size: int, views: tuple[str, ...] = ONE_VIEW) -> None:
+
+class SmallReward(nn.Module):
+    """A :class:`wmpo.protocols.RewardModel`. Calibration sets ``threshold`` (a logit); it is saved with the weights.
+
+    Of several tasks, each has a vector by which the features are judged, and a logit ``levels`` from which its own are
+    counted. Where there is one task, sentences do not matter.
+    """
+
+    task: nn.Embedding
+    levels: Tensor
+
+    def __init__(
+        self,
+        config: SmallRewardConfig,
+        image_size: int,
+        views: tuple[str, ...] = ONE_VIEW,
+        instructions: tuple[str, ...] = (),
+    ) -> None:
         super().__init__()
-        self.views = views
+        self.views, self.instructions = views, instructions
         self.config, self.window, self.image_size, self.threshold = config, config.window, image_size, 0.0
         c = config.channels
         self.net = nn.Sequential(
@@ -57,20 +78,30 @@ class SmallReward(nn.Module):
             nn.Dropout(config.dropout),
             nn.Linear(128, 1),
         )
+        if len(instructions) > 1:
+            self.task = nn.Embedding(len(instructions), 128)
+            self.register_buffer("levels", torch.zeros(len(instructions)))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub does not know it
 
     def about(self) -> dict[str, Any]:
         """What ``restore`` needs, as JSON."""
         return {
             "config": asdict(self.config), "image_size": self.image_size, "views": self.views,
-            "threshold": self.threshold,
+            "instructions": self.instructions, "threshold": self.threshold,
         }  # fmt: skip
 
-    def forward(self, clips: UInt8[Tensor, "M W h w 3"]) -> Float[Tensor, " M"]:
-        """Logits, on the CPU. Raises ValueError for frames of another size."""
+    def forward(self, clips: UInt8[Tensor, "M W h w 3"], instructions: Sequence[str]) -> Float[Tensor, " M"]:
+        """Logits, on the CPU. Raises ValueError for frames of another size, and for a sentence that is none of several
+        tasks'."""
         check_frames(clips, self.image_size, self.views, "success classifier")
         device = next(self.parameters()).device
         images = to_unit(clips.to(device)).flatten(1, 2).contiguous(memory_format=torch.channels_last)
+        if len(self.instructions) <= 1:
+            with autocast(device):
+                return self.net(images).float().squeeze(1).cpu()
+        if unknown := set(instructions) - set(self.instructions):
+            raise ValueError(f"{unknown.pop()!r} is none of this classifier's tasks: {', '.join(self.instructions)}")
+        task = torch.tensor([self.instructions.index(sentence) for sentence in instructions], device=device)
         with autocast(device):
-            logits = self.net(images)
-        return logits.float().squeeze(1).cpu()
+            logits = self.net[HIDDEN:](self.net[:HIDDEN](images) + self.task(task))
+        return (logits.float().squeeze(1) - self.levels[task]).cpu()

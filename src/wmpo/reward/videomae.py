@@ -7,6 +7,7 @@ thresholds (0.62 to 0.96) do not carry over. Calibration sets ``threshold``; it 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ def _threshold(folder: WeightFolder) -> float:
 
 
 class VideoMAEReward(nn.Module):
-    """A :class:`wmpo.protocols.RewardModel`."""
+    """A :class:`wmpo.protocols.RewardModel`. Of several tasks, what the pictures show must tell which it is."""
 
     net: Any
     mean: Tensor
@@ -123,7 +124,7 @@ class VideoMAEReward(nn.Module):
             images = F.interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False)
         return ((images / 255 - self.mean) / self.std).unflatten(0, clips.shape[:2])
 
-    def forward(self, clips: UInt8[Tensor, "M W h w 3"]) -> Float[Tensor, " M"]:
+    def forward(self, clips: UInt8[Tensor, "M W h w 3"], instructions: Sequence[str]) -> Float[Tensor, " M"]:
         """Logits, on the CPU. Raises ValueError for clips of another length."""
         if clips.shape[1] != self.window:
             raise ValueError(f"clips have {clips.shape[1]} frames, but this classifier was built for {self.window}")

@@ -9,7 +9,7 @@ it); a folder is read without running code of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -58,13 +58,13 @@ class VLMJudgeConfig:
         WeightFolder(self.folder)
 
     def restore(self, about: dict[str, Any]) -> VLMJudge:
-        """The judge of the same task with the same threshold."""
-        model = self.build(about["instruction"])
+        """The judge with the same threshold."""
+        model = self.build()
         model.threshold = about["threshold"]
         return model
 
-    def build(self, instruction: str) -> VLMJudge:
-        """The judge of one task. Raises ValueError that names what is missing or foreign."""
+    def build(self) -> VLMJudge:
+        """Raises ValueError that names what is missing or foreign."""
         self.check_weights()
         folder = WeightFolder(self.folder)
         processor = read_processor(folder.path)
@@ -82,10 +82,13 @@ class VLMJudgeConfig:
                 dtype=DTYPES[self.dtype],
             )  # fmt: skip
         content = [{"type": "image"}] * self.window
-        content.append({"type": "text", "text": self.question.format(instruction=instruction)})
-        asked = [{"role": "user", "content": content}]
-        prompt = processor.apply_chat_template(asked, chat_template=template, add_generation_prompt=True)
-        return VLMJudge(self, net, processor, prompt, answers, instruction).to(best_device()).eval()
+
+        def prompt(instruction: str) -> str:
+            text = {"type": "text", "text": self.question.format(instruction=instruction)}
+            asked = [{"role": "user", "content": [*content, text]}]
+            return str(processor.apply_chat_template(asked, chat_template=template, add_generation_prompt=True))
+
+        return VLMJudge(self, net, processor, prompt, answers).to(best_device()).eval()
 
 
 @contextmanager
@@ -143,30 +146,35 @@ class VLMJudge(nn.Module):
         config: VLMJudgeConfig,
         net: Any,
         processor: Any,
-        prompt: str,
+        prompt: Callable[[str], str],
         answers: list[list[int]],
-        instruction: str,
     ) -> None:
         super().__init__()
         self.config, self.window, self.threshold = config, config.window, config.threshold
-        self.net, self.prompt, self.instruction = net, prompt, instruction
+        self.net, self.prompt = net, prompt
         self._processor, self._answers = processor, answers
 
     def about(self) -> dict[str, Any]:
         """What ``restore`` needs, as JSON."""
-        return {"config": asdict(self.config), "instruction": self.instruction, "threshold": self.threshold}
+        return {"config": asdict(self.config), "threshold": self.threshold}
 
     @torch.no_grad()
-    def forward(self, clips: UInt8[Tensor, "M W h w 3"]) -> Float[Tensor, " M"]:
+    def forward(self, clips: UInt8[Tensor, "M W h w 3"], instructions: Sequence[str]) -> Float[Tensor, " M"]:
         """Log-odds, on the CPU. Raises ValueError for clips of another length."""
         if clips.shape[1] != self.window:
             raise ValueError(f"clips have {clips.shape[1]} frames, but this judge was built for {self.window}")
-        return torch.cat([self._judge(part) for part in clips.split(self.config.batch_size)])
+        logits = torch.empty(len(clips))
+        for told in dict.fromkeys(instructions):
+            rows = torch.tensor([i for i, sentence in enumerate(instructions) if sentence == told])
+            for part in rows.split(self.config.batch_size):
+                logits[part] = self._judge(clips[part], self.prompt(told))
+        return logits
 
-    def _judge(self, clips: UInt8[Tensor, "M W h w 3"]) -> Float[Tensor, " M"]:
+    def _judge(self, clips: UInt8[Tensor, "M W h w 3"], prompt: str) -> Float[Tensor, " M"]:
+        """Of one task, so that all rows are equally long and nothing is padded."""
         pictures = [[Image.fromarray(frame) for frame in clip] for clip in clips.cpu().numpy()]
-        seen = self._processor(text=[self.prompt] * len(clips), images=pictures, return_tensors="pt")
+        seen = self._processor(text=[prompt] * len(clips), images=pictures, return_tensors="pt")
         seen = seen.to(self.net.device, self.net.dtype)
-        last = self.net(**seen).logits[:, -1].float().cpu()  # all rows are equally long: nothing is padded
+        last = self.net(**seen).logits[:, -1].float().cpu()
         yes, no = (last[:, ids].logsumexp(dim=1) for ids in self._answers)
         return yes - no

@@ -52,7 +52,7 @@ def play_episode(
     Raises StaleFrames when they are old before the first action already, and RobotError when the robot does not answer
     any longer; it is then told to stop all the same.
     """
-    starts = simulator_starts([start], instruction)
+    starts = simulator_starts([start], (instruction,))
     try:
         with _stopping(env):
             run_episodes(env, policy, starts, temperature=purpose.temperature, seed=purpose.seed)

@@ -55,7 +55,8 @@ def about(job: Job) -> About:
     judge = models.load_reward(job.folder_of(number)) if number else None
     measured = (job.folder_of(number).summary("world-model") or {}) if number else {}
     return About(
-        name=job.root.path.resolve().name, task=experiment.env.task, instruction=experiment.env.instruction(),
+        name=job.root.path.resolve().name, task=", ".join(experiment.env.tasks),
+        instruction=", ".join(experiment.env.instructions),
         round=number, temperature=experiment.improve.temperature, group_size=experiment.improve.groups.group_size,
         chunk_size=experiment.policy.chunk_size, max_chunks=experiment.max_chunks,
         frame_stride=experiment.world_model.frame_stride, fps=job.fps,
@@ -81,8 +82,8 @@ def episode(job: Job, place: int) -> Episode:
 def _choices(job: Job, number: int) -> list[Choice]:
     listed = list_episodes(job.collected_in(number))
     _, held = job.experiment.collect.shares(job.experiment.num_rounds)[number - 1]
-    apart = hold_out([e.solved_at > 0 for e in listed], held)
+    apart = hold_out([e.success for e in listed], held, [e.instruction for e in listed])
     return [
-        Choice(number, e.policy, e.solved_at > 0, e.solved_at if e.solved_at > 0 else e.num_actions, i in apart)
+        Choice(number, e.policy, e.success, e.solved_at if e.success else e.num_actions, i in apart)
         for i, e in enumerate(listed)
     ]

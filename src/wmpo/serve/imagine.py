@@ -64,7 +64,7 @@ def replayed(job: Job, number: int, episode: Episode) -> Replayed:
     second = replay(model.refined(), executed, size, seed=job.seed + 1)[0]
     real = torch.from_numpy(episode.frames[:: model.frame_stride][: len(video)])
     ends = torch.arange(size // model.frame_stride, len(video), size // model.frame_stride)
-    scores = score_video(judge, model.reconstruct(real)), score_video(judge, video)
+    scores = [score_video(judge, shown, episode.instruction) for shown in (model.reconstruct(real), video)]
     called = [int(first_above(logits.unsqueeze(0), judge.threshold)) for logits in scores]
     return Replayed(
         real=film(real, scores[0].tolist()),
@@ -88,6 +88,6 @@ def siblings(job: Job, number: int, episode: Episode, policy: PolicyNet, *, temp
     shown = []
     for i, steps in enumerate(played.num_steps.tolist()):
         video = played.video[i, : 1 + math.ceil(steps / dream.world_model.frame_stride)]
-        scores = score_video(dream.reward_model, video).tolist()
+        scores = score_video(dream.reward_model, video, episode.instruction).tolist()
         shown.append(Sibling(film(video, scores), bool(played.success[i]), steps, round(float(advantage[i]), 3)))
     return Group(shown)

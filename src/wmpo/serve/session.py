@@ -40,7 +40,7 @@ class Side:
         self._env, self._view = env, view or (lambda frames: frames)
         self.frame = env.reset(starts).frame
         "The newest one, [1, h, w, 3]."
-        self._detector = Detector(judge, self._view(self.frame))
+        self._detector = Detector(judge, self._view(self.frame), starts.instruction)
         self._unseen = [self.frame]
         self.state, self.num_steps, self.num_chunks = PLAYING, 0, 0
 

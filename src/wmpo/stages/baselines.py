@@ -52,7 +52,7 @@ def grpo_real(job: Job) -> None:
     summary = improve(
         LocalSampler(env, policy),
         GRPOLearner(policy, config.grpo, temperature=config.temperature),
-        simulator_starts(seeds, experiment.env.instruction()),
+        simulator_starts(seeds, experiment.env.instructions),
         config,
         None,
         seed=job.seed,
@@ -166,7 +166,7 @@ def _audit(job: Job, policy: PolicyNet, name: str) -> list[bool]:
     seeds = start_seeds("validation", job.seed, job.experiment.evaluate.num_validation, config.num_episodes)
     purpose = Purpose("audit", name, temperature, job.seed)
     env = job.real_env(purpose, frame_stride=job.experiment.policy.chunk_size)
-    starts = simulator_starts(seeds, job.experiment.env.instruction())
+    starts = simulator_starts(seeds, job.experiment.env.instructions)
     return play_starts(env, policy, starts, temperature, seed=job.seed).success.tolist()
 
 
@@ -179,7 +179,7 @@ def _hand_in(job: Job, log: StageLog, policy: PolicyNet, summary: Mapping[str, o
     kept = "base" if loss(before, after) > 1 else log.stage
     if kept == "base":
         policy = models.load_policy(job.root, "base")
-    models.save_policy(job.root, log.stage, policy, job.experiment.env.instruction())
+    models.save_policy(job.root, log.stage, policy, job.experiment.env.instructions)
     seen = f"; audit {sum(before)} -> {sum(after)} of {len(after)}" if after else ""
     worse = ": the base policy is kept" if kept == "base" else ""
     finish(log, {**summary, "kept": kept, "audit": after}, f"{text}{seen}{worse}")

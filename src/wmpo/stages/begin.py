@@ -24,6 +24,7 @@ from wmpo.execution.local import LocalSampler
 from wmpo.policy.codec import quantiles
 from wmpo.protocols import PolicyNet
 from wmpo.report.run import RunFolder
+from wmpo.reward.small import SmallRewardConfig
 from wmpo.reward.vlm_judge import VLMJudgeConfig
 from wmpo.stages import models
 from wmpo.stages.guards import guarded_env
@@ -105,7 +106,10 @@ def new_reward(job: Job) -> RewardNet:
     config = job.experiment.reward
     assert not isinstance(config, VLMJudgeConfig), "it is not trained"
     job.seed_torch(4)
-    return config.build(job.experiment.env.image_size, job.experiment.env.views)
+    env = job.experiment.env
+    if isinstance(config, SmallRewardConfig):
+        return config.build(env.image_size, env.views, env.instructions)
+    return config.build(env.image_size, env.views)
 
 
 def fields_of(job: Job) -> tuple[Path, Experiment, int, int]:

@@ -28,11 +28,11 @@ class LoadedPolicy:
     """A policy that acts greedily from pictures of its cameras, whose names are ``views``.
 
     ``chunk_size`` is K, ``action_dim`` A; ``low`` and ``high`` are the 1 % and 99 % quantiles of the demonstrations'
-    actions in the environment's units: no action lies outside. ``instruction`` is the sentence it was trained with.
+    actions in the environment's units: no action lies outside. ``instructions`` are the sentences it was trained with.
     """
 
-    def __init__(self, policy: PolicyNet, instruction: str) -> None:
-        self._policy, self.instruction, self.image_size = policy.eval(), instruction, policy.image_size
+    def __init__(self, policy: PolicyNet, instructions: Sequence[str]) -> None:
+        self._policy, self.instructions, self.image_size = policy.eval(), tuple(instructions), policy.image_size
         self.views = policy.views
         self.chunk_size, self.action_dim = policy.codec.chunk_size, policy.codec.action_dim
         self.low, self.high = (np.array(bound, dtype=np.float32) for bound in (policy.codec.low, policy.codec.high))
@@ -46,12 +46,12 @@ class LoadedPolicy:
         """The next K actions in the environment's units, from one picture uint8 [h,w,3] of each camera: a picture where
         there is one camera, else a dictionary by the names in ``views`` or a list in their order.
 
-        A picture of another size is resized as imported ones are. Without an instruction the policy's own is used.
-        Raises ValueError for anything but such pictures.
+        A picture of another size is resized as imported ones are. Without an instruction the policy's own is used, if
+        it has one. Raises ValueError if it has several, and for anything but such pictures.
         """
         pictures = self._by_camera(image)
         frame = np.concatenate([self._fit(picture) for picture in pictures], axis=2)
-        sentence = self.instruction if instruction is None else instruction
+        sentence = only(self.instructions, "act(image, instruction)") if instruction is None else instruction
         tensors = self._policy.prepare(Observation(frame=torch.from_numpy(frame.copy()), instruction=(sentence,)))
         tokens, _ = likelihood.of(self._policy).draw(tensors, 0.0, None)
         return self._policy.codec.decode(tokens)[0].float().numpy()
@@ -75,6 +75,13 @@ class LoadedPolicy:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             raise ValueError(f"a picture is uint8 [h, w, 3], not {image.dtype} {list(image.shape)}; convert it first")
         return resize(image[None], self.image_size)
+
+
+def only(instructions: Sequence[str], fix: str) -> str:
+    """The sentence of a policy that knows one task. Raises ValueError where there are several."""
+    if len(instructions) > 1:
+        raise ValueError(f"the policy knows several tasks; say which one, as in {fix}: {', '.join(instructions)}")
+    return instructions[0]
 
 
 def load_policy(path: str | Path) -> LoadedPolicy:
@@ -116,11 +123,13 @@ def _card(run: Path, name: str, policy: LoadedPolicy) -> str:
     """What somebody must know who has the folder only."""
     cameras, size = ", ".join(policy.views), policy.image_size
     low, high = (", ".join(f"{end:.3g}" for end in ends) for ends in (policy.low, policy.high))
+    called = "image" if len(policy.instructions) == 1 else f"image, {policy.instructions[0]!r}"
     lines = [
         f"# {name}", "", "A robot policy from a run of wmpo.", "", "```python", "import wmpo", "",
-        f'policy = wmpo.load_policy("{name}")', "actions = policy.act(image)  # uint8 [h, w, 3] -> float32 "
+        f'policy = wmpo.load_policy("{name}")', f"actions = policy.act({called})  # uint8 [h, w, 3] -> float32 "
         f"[{policy.chunk_size}, {policy.action_dim}], in the environment's units", "```", "",
-        f"- sentence: {policy.instruction!r}", f"- cameras: {cameras}; pictures are resized to {size} pixels",
+        f"- {'sentence' if len(policy.instructions) == 1 else 'sentences'}: "
+        f"{', '.join(map(repr, policy.instructions))}", f"- cameras: {cameras}; pictures are resized to {size} pixels",
         f"- no action is below {low} or above {high}",
     ]  # fmt: skip
     if (results := run / "results.json").exists():

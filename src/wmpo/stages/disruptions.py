@@ -93,7 +93,7 @@ def played(job: Job, log: StageLog, who: Contestant, disruption: Disruption, pus
         purpose = Purpose("disruptions", who.name, who.temperature, job.seed)
         env = job.real_env(purpose, frame_stride=job.experiment.policy.chunk_size)
         seeds = start_seeds("validation", job.seed, FIRST_START, count)
-        starts = simulator_starts(seeds, job.experiment.env.instruction())
+        starts = simulator_starts(seeds, job.experiment.env.instructions)
         with env.disrupted(disruption, push):
             return play_starts(env, who.policy, starts, who.temperature, seed=job.seed)
 

@@ -34,7 +34,7 @@ def dream_of(run: str | Path) -> Dream:
         max_chunks=job.experiment.max_chunks,
         low=low,
         high=high,
-        workspace=job.workspace,
+        workspaces=job.workspaces,
     )
 
 

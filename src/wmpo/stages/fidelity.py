@@ -76,7 +76,8 @@ def _checkpoint(job: Job, number: int, held_out: Sequence[Episode], reader: Hand
         )
         for name, shown in (("imagined", videos), ("tokenizer", by_tokenizer))
     }
-    called = np.array([shows_success(dream.reward_model, video) for video in videos])
+    shown = [shows_success(dream.reward_model, v, e.instruction) for v, e in zip(videos, held_out, strict=True)]
+    called = np.array(shown)
     truth = np.array([episode.success for episode in held_out])
     points, interval = paired_difference(truth, called)
     cells = {
@@ -116,7 +117,7 @@ def _play(job: Job, number: int, temperature: float) -> dict[str, Any]:
     policy, dream = policy_of(job, number), imagined_env(job, job.experiment.num_rounds)
     env = job.real_env(Purpose("fidelity", name, temperature, job.seed), frame_stride=dream.chunk_size)
     seeds = start_seeds("validation", job.seed, FIRST_START, job.experiment.fidelity.num_starts)
-    starts = simulator_starts(seeds, job.experiment.env.instruction())
+    starts = simulator_starts(seeds, job.experiment.env.instructions)
     real = run_episodes(env, policy, starts, temperature=temperature, seed=job.seed)
     begun = replace(starts, frames=real.frame[:, :1])
     imagined = run_episodes(dream, policy, begun, temperature=temperature, seed=job.seed)

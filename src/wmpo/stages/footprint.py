@@ -219,7 +219,7 @@ def reward_footprint(experiment: Experiment) -> Footprint:
         raise ValueError(f"wmpo plan does not count classifiers of kind {type(config).__name__} yet")
     size, views = experiment.env.image_size, experiment.env.views
     clips = torch.zeros(1, config.window, size, size * len(views), 3, dtype=torch.uint8)
-    return measure("reward model", SmallReward(config, size, views).eval(), lambda model: model(clips))
+    return measure("reward model", SmallReward(config, size, views).eval(), lambda model: model(clips, ("",)))
 
 
 def _videomae(config: VideoMAERewardConfig) -> Footprint:

@@ -32,7 +32,10 @@ def guarded_env(job: Job, held_out: Sequence[Episode]) -> tuple[ImaginedEnv, dic
         replay(world_model, held_out, dream.chunk_size, seed=seed)
         for world_model, seed in ((model, job.seed), (model.refined(), job.seed + 1))
     ]
-    first, second = (np.array([shows_success(dream.reward_model, video) for video in videos]) for videos in both)
+    first, second = (
+        np.array([shows_success(dream.reward_model, v, e.instruction) for v, e in zip(videos, held_out, strict=True)])
+        for videos in both
+    )
     doubt = np.array([float(picture_distance(a, b).max()) for a, b in zip(*both, strict=True)])
     truth = np.array([episode.success for episode in held_out])
     audit: dict[str, Any] = {}

@@ -24,7 +24,7 @@ from wmpo.envs.ledger import Ledger
 from wmpo.envs.recorded import RecordedConfig
 from wmpo.envs.simulated import Purpose, SimulatedEnv
 from wmpo.envs.simulator import SimulatorConfig
-from wmpo.envs.workspace import Workspace
+from wmpo.envs.workspace import Workspaces
 from wmpo.report.run import RunFolder, StageLog
 
 REPEATED = ("collect", "world-model", "reward", "clone", "improve")
@@ -64,8 +64,10 @@ class Job:
         return self.experiment.env.action_dim
 
     @functools.cached_property
-    def workspace(self) -> Workspace:
-        return self.experiment.env.workspace()
+    def workspaces(self) -> Workspaces:
+        env = self.experiment.env
+        each = (env.with_task(task).workspace() for task in env.tasks)
+        return Workspaces(dict(zip(env.instructions, each, strict=True)))
 
     @property
     def folder(self) -> RunFolder:
@@ -149,14 +151,14 @@ class Job:
         held_out: list[Episode] = []
         for number, (_, held) in enumerate(self.shares(), start=1):
             episodes = read_episodes(self.collected_in(number))
-            apart = hold_out([episode.success for episode in episodes], held)
+            apart = hold_out([e.success for e in episodes], held, [e.instruction for e in episodes])
             learn += [episode for i, episode in enumerate(episodes) if i not in apart]
             held_out += [episodes[i] for i in sorted(apart)]
         return learn, held_out
 
     def executed(self, episodes: Sequence[Episode]) -> list[Episode]:
         """Episodes as a world model sees them: with what the controller made of the commands."""
-        return self.workspace.executed(episodes)
+        return self.workspaces.executed(episodes)
 
     def seed_torch(self, purpose: int) -> None:
         """Initial weights depend on the run's seed and on what they are for, not on what ran before."""

@@ -21,6 +21,7 @@ from wmpo.policy.openvla_oft import OpenVLAOFT
 from wmpo.policy.smolvla import SmolVLA
 from wmpo.protocols import Policy, PolicyNet, RewardModel
 from wmpo.report.run import StageLog
+from wmpo.reward.small import SmallReward
 from wmpo.reward.vlm_judge import VLMJudge, VLMJudgeConfig
 from wmpo.rollout.run import run_episodes
 from wmpo.stages import models
@@ -72,7 +73,7 @@ def sft(job: Job) -> None:
             break
         solved = f"{100 * found.success.mean():.0f} % of {len(found.success)} validation starts"
         log.note(f"demonstrations with {noise}: solves {solved}, cloned again from noisier ones")
-    models.save_policy(job.root, "base", policy, experiment.env.instruction())
+    models.save_policy(job.root, "base", policy, experiment.env.instructions)
     size = sum(p.numel() for p in policy.parameters())
     of = f", of demonstrations with noise {config.noise_of(attempt):.2f}" if attempt else ""
     summary = {"parameters": size, "demonstrations": [chosen.start, chosen.stop], "attempt": attempt}
@@ -209,14 +210,31 @@ def _on_policy(job: Job, dream: WorldModelNet, net: RewardModel) -> dict[str, fl
         env, policy_of(job, number), starts.cycled(3 * len(starts)),
         temperature=temperature, seed=job.noise_seed,
     )  # fmt: skip
-    return {"threshold": threshold_of(env.peak.numpy(), rate), "success": rate, "n": len(episodes)}
+    peak = env.peak.numpy()
+    if isinstance(net, SmallReward) and len(net.instructions) > 1:
+        peak = _level(net, peak, episodes)
+    return {"threshold": threshold_of(peak, rate), "success": rate, "n": len(episodes)}
+
+
+def _level(net: SmallReward, peak: np.ndarray, episodes: list[Episode]) -> np.ndarray:
+    """Counts each task's logits from the one at which as many of its own episodes succeed in the dream as really did,
+    so that no task is seen more rosily than another. Returns the highest logits so counted."""
+    told, solved = np.array([e.instruction for e in episodes]), np.array([e.success for e in episodes])
+    peak = peak.reshape(-1, len(episodes)).copy()
+    for place, sentence in enumerate(net.instructions):
+        own = told == sentence
+        if own.any() and 0 < (rate := float(solved[own].mean())) < 1:
+            level = threshold_of(peak[:, own].ravel(), rate)
+            net.levels[place] += level
+            peak[:, own] -= level
+    return peak.ravel()
 
 
 def _success_classifier(job: Job, dream: WorldModelNet, learn: list[Episode], log: StageLog) -> RewardNet | VLMJudge:
     """Trained on real frames and imagined replays; a vision-language model judges as it is."""
     config, experiment = job.experiment.reward, job.experiment
     if isinstance(config, VLMJudgeConfig):
-        return config.build(experiment.env.instruction())
+        return config.build()
     net, spec = new_reward(job), RewardSpec(*fields_of(job))
     with trainer(experiment.execution, spec, net, partial(spec.begin, job, net, dream, learn)) as training:
         fit(training, experiment.reward_training.fit, checkpoint=job.folder.checkpoint("reward"), log=log)
@@ -235,7 +253,7 @@ def clone_successes(job: Job) -> None:
     solved = spec.solved(job)
     with trainer(job.experiment.execution, spec, _module(policy), partial(spec.begin, job, policy, solved)) as training:
         fit(training, config.sft.fit, checkpoint=job.folder.checkpoint("clone"), log=log)
-    models.save_policy(job.folder, "cloned", policy, job.experiment.env.instruction())
+    models.save_policy(job.folder, "cloned", policy, job.experiment.env.instructions)
     finish(log, {"successes": len(solved)}, f"cloned {len(solved)} real successes and the demonstrations")
 
 
@@ -263,7 +281,7 @@ def improve(job: Job) -> None:
             log=log,
             begun=job.round > 1,
         )
-    models.save_policy(folder, "improved", policy, experiment.env.instruction())
+    models.save_policy(folder, "improved", policy, experiment.env.instructions)
     summary = counted_on(job, summary) | ({"guards": guards} if guards else {})
     for name, worth in guards.items():
         dropped = f"{worth['dropped']} of {worth['n']} held-out replays, {worth['rightly']} rightly"

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from wmpo.checkpoint import read_json, write_json
@@ -18,6 +19,7 @@ from wmpo.evaluation.policy import Outcomes, difference, play_starts
 from wmpo.noise import row_normal
 from wmpo.protocols import PolicyNet
 from wmpo.report.run import StageLog
+from wmpo.rng import alternating
 from wmpo.rollout.run import run_episodes
 from wmpo.stages.guards import imagined_starts
 from wmpo.stages.job import REPEATED, Job, finish, require
@@ -121,7 +123,7 @@ def play_once(
 
     def play_split() -> Outcomes:
         env.purpose = Purpose(split, name, temperature, job.seed)
-        starts = simulator_starts(start_seeds(split, job.seed, 0, count), job.experiment.env.instruction())
+        starts = simulator_starts(start_seeds(split, job.seed, 0, count), job.experiment.env.instructions)
         return play_starts(env, policy, starts, temperature, seed=job.seed)
 
     return played_once(log, f"{split} {name} {temperature}", play_split)
@@ -148,7 +150,18 @@ def _compare(job: Job, outcomes: dict[str, dict[str, Outcomes]]) -> dict[str, An
     write_json(job.root.path / "outcomes.json", {"starts": starts, **raw})
     summaries = {name: {key: o.summary() for key, o in kinds.items()} for name, kinds in outcomes.items()}
     gains = {key: difference(outcomes["base"][key], outcomes["improved"][key]) for key in outcomes["base"]}
-    return summaries | {"difference": gains}
+    return summaries | {"difference": gains} | _by_task(job, starts, {name: o["best"] for name, o in outcomes.items()})
+
+
+def _by_task(job: Job, starts: list[int], best: dict[str, Outcomes]) -> dict[str, Any]:
+    """Of each of several tasks, at each policy's best decoding."""
+    sentences, tasks = job.experiment.env.instructions, {}
+    for sentence in sentences if len(sentences) > 1 else ():
+        own = np.array([alternating(start, sentences) == sentence for start in starts])
+        both = {name: outcomes.part(own) for name, outcomes in best.items()}
+        summaries = {name: outcomes.summary() for name, outcomes in both.items()}
+        tasks[sentence] = summaries | {"difference": difference(both["base"], both["improved"])}
+    return {"tasks": tasks} if tasks else {}
 
 
 def _imagined_success(job: Job, number: int, policy: PolicyNet) -> float:
@@ -171,7 +184,7 @@ def _throughput(job: Job, policy: PolicyNet, env: SimulatedEnv, pool: Starts) ->
     seeds = start_seeds("throughput", job.seed, 0, config.num_throughput)
     env.purpose, env.frame_stride = Purpose("throughput", "base", 1.0, job.seed), stride
     before = _speed(dream, policy, starts)  # on both sides of the simulator, as machines change their speed
-    steps, seconds = _speed(env, policy, simulator_starts(seeds, job.experiment.env.instruction()))
+    steps, seconds = _speed(env, policy, simulator_starts(seeds, job.experiment.env.instructions))
     after = _speed(dream, policy, starts)
     real, imagined = steps / seconds, (before[0] + after[0]) / (before[1] + after[1])
     share = {key: value / (before[1] + after[1]) for key, value in dream.seconds.items()}

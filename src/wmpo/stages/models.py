@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from wmpo.train.world_model import WorldModelNet
 from wmpo.world_model.tokenizer import Tokenizer, TokenizerConfig
 
 
-def save_policy(folder: RunFolder, name: str, policy: PolicyNet, instruction: str) -> None:
-    header = {"kind": "policy", "instruction": instruction, **policy.about()}
+def save_policy(folder: RunFolder, name: str, policy: PolicyNet, instructions: Sequence[str]) -> None:
+    header = {"kind": "policy", "instructions": instructions, **policy.about()}
     save_tensors(folder.model(name), policy.state_dict(), header)
 
 
@@ -26,10 +27,11 @@ def load_policy(folder: RunFolder, name: str) -> PolicyNet:
     return open_policy(folder.model(name))[0]
 
 
-def open_policy(path: Path) -> tuple[PolicyNet, str]:
-    """A policy and the sentence it was trained with. Raises ValueError when the file is missing or holds none."""
+def open_policy(path: Path) -> tuple[PolicyNet, tuple[str, ...]]:
+    """A policy and the sentences it was trained with. Raises ValueError when the file is missing or holds none."""
     tensors, header = _open(path, "policy")
-    return _filled(from_json(PolicyConfig, header["config"]).restore(header), tensors, path), header["instruction"]
+    policy = _filled(from_json(PolicyConfig, header["config"]).restore(header), tensors, path)
+    return policy, tuple(header.get("instructions") or (header["instruction"],))  # older files have one
 
 
 def save_tokenizer(folder: RunFolder, tokenizer: Tokenizer) -> None:

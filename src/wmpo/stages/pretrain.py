@@ -45,7 +45,7 @@ def pretrain(job: Job) -> None:
     held_out: list[Episode] = []
     for task in tasks:
         workspace = job.experiment.env.with_task(task).workspace()
-        episodes = workspace.executed(read_episodes(job.dataset(task)))
+        episodes = list(map(workspace.executed, read_episodes(job.dataset(task))))
         learn, held_out = learn + episodes[:-1], held_out + episodes[-1:]
     net = _world_model(job, learn, held_out, log)
     header = {
@@ -70,7 +70,7 @@ def _record(job: Job, task: str, number: int) -> None:
     episodes = [
         Episode(
             frames=frames, actions=actions, solved_at=solved_at,
-            instruction=env_config.instruction(), start=seed, episode_id=seed, policy="play", views=env_config.views,
+            instruction=env_config.instructions[0], start=seed, episode_id=seed, policy="play", views=env_config.views,
         )
         for seed, (frames, actions, solved_at) in zip(seeds, played, strict=True)
     ]  # fmt: skip

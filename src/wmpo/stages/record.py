@@ -18,6 +18,7 @@ from wmpo.envs.simulated import Purpose, SimulatedEnv
 from wmpo.evaluation.audit import signed
 from wmpo.protocols import Policy
 from wmpo.report.run import RunFolder, StageLog
+from wmpo.rng import alternating
 from wmpo.rollout.run import run_episodes
 from wmpo.stages.job import Job, finish, require
 from wmpo.stages.rounds import look_back, policy_of, policy_place
@@ -45,41 +46,46 @@ def demos(job: Job) -> None:
 
 def demonstrate(job: Job, log: StageLog, attempt: int) -> range:
     """Which episodes of the dataset are the demonstrations of this attempt at a base policy: all recorded ones, or the
-    expert's. Those are played where they are missing: as many solved ones as are wanted, with more noise on their
-    actions than in the attempt before."""
+    expert's. Those are played where they are missing: as many solved ones of each task as are wanted, with more noise
+    on their actions than in the attempt before."""
     config, root = job.experiment.demos, job.dataset("demonstrations")
     if config.recorded:
         return range(num_episodes(root))
-    chosen = range(attempt * config.num_episodes, (attempt + 1) * config.num_episodes)
+    tasks = job.experiment.env.tasks
+    wanted = len(tasks) * config.num_episodes
+    chosen = range(attempt * wanted, (attempt + 1) * wanted)
     if num_episodes(root) >= chosen.stop:
         return chosen
     solved: list[Episode] = []
-    tried, most = 0, 20 + 10 * config.num_episodes
+    tried, most = 0, len(tasks) * (20 + 10 * config.num_episodes)
+    short = dict.fromkeys(tasks, config.num_episodes)
     env = job.real_env(Purpose("demonstrations", "expert"), frame_stride=1)
-    while len(solved) < config.num_episodes:
+    while count := min(8, max(short.values())):
         if tried >= most:
+            task = max(short, key=lambda task: short[task])
             raise ValueError(
-                f"the expert of {job.experiment.env.task} solved {len(solved)} of {tried} episodes within "
-                f"{job.experiment.max_chunks} chunks; raise --max-chunks or lower --demos.noise"
+                f"the expert of {task} solved {config.num_episodes - short[task]} of {tried // len(tasks)} episodes "
+                f"within {job.experiment.max_chunks} chunks; raise --max-chunks or lower --demos.noise"
             )
-        count = min(8, config.num_episodes - len(solved))
-        seeds = start_seeds("demonstrations", job.seed, attempt * most + tried, count)
-        played = expert_episodes(job, env, seeds, config.noise_of(attempt))
-        solved += [episode for episode in played if episode.success]
+        seeds = start_seeds("demonstrations", job.seed, attempt * most + tried, len(tasks) * count)
+        needed = [seed for seed in seeds if short[alternating(seed, tasks)]]
+        for episode in expert_episodes(job, env, needed, config.noise_of(attempt)):
+            if episode.success and short[task := alternating(episode.start, tasks)]:
+                solved.append(episode)
+                short[task] -= 1
         tried += len(seeds)
-        log.progress(len(solved), config.num_episodes, "episodes")
+        log.progress(len(solved), wanted, "episodes")
     append_episodes(root, solved, fps=job.fps)  # they take seconds, so they are written all at once
     return chosen
 
 
 def expert_episodes(job: Job, env: SimulatedEnv, seeds: list[int], noise: float) -> list[Episode]:
     """The scripted expert with noise on its actions, solved or not."""
-    played = env.play_expert(seeds, noise=noise, frame_stride=1)
-    instruction = job.experiment.env.instruction()
+    played, config = env.play_expert(seeds, noise=noise, frame_stride=1), job.experiment.env
     return [
         Episode(
-            frames=frames, actions=actions, solved_at=solved_at,
-            instruction=instruction, start=seed, episode_id=seed, policy="expert", views=job.experiment.env.views,
+            frames=frames, actions=actions, solved_at=solved_at, instruction=alternating(seed, config.instructions),
+            start=seed, episode_id=seed, policy="expert", views=config.views,
         )
         for seed, (frames, actions, solved_at) in zip(seeds, played, strict=True)
     ]  # fmt: skip
@@ -187,7 +193,7 @@ def play(
 
     ``again`` says how often each start was played before by the same policy: the noise of its actions is another one.
     """
-    starts = simulator_starts(seeds, job.experiment.env.instruction())
+    starts = simulator_starts(seeds, job.experiment.env.instructions)
     if again:
         starts = starts.with_ids(starts.episode_id + REPETITION * torch.tensor(again), starts.group)
     rollouts = run_episodes(env, policy, starts, temperature=temperature, seed=job.seed, record_video=True)

@@ -67,7 +67,7 @@ def dream_of(job: Job, number: int, world_model: WorldModel, reward_model: Rewar
         chunk_size=job.experiment.policy.chunk_size,
         max_chunks=job.experiment.max_chunks,
         seed=job.noise_seed_of(number),
-        workspace=job.workspace,
+        workspaces=job.workspaces,
         share_noise=job.experiment.improve.share_noise,
         score_every=job.experiment.improve.score_every,
     )

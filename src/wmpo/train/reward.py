@@ -65,6 +65,7 @@ class LabelledVideo:
 
     frames: UInt8[Tensor, "L h w 3"]
     solved_at: int
+    instruction: str = ""
 
     @property
     def success(self) -> bool:
@@ -81,12 +82,14 @@ def real_videos(
     videos = [torch.from_numpy(e.frames[phase::stride]) for e in episodes]
     if model is not None:
         videos = [model.reconstruct(video) for video in videos]
-    return [LabelledVideo(video, _frame(e, stride, phase)) for e, video in zip(episodes, videos, strict=True)]
+    return [
+        LabelledVideo(video, _frame(e, stride, phase), e.instruction) for e, video in zip(episodes, videos, strict=True)
+    ]
 
 
 def replayed_videos(episodes: Sequence[Episode], videos: Sequence[Tensor], stride: int) -> list[LabelledVideo]:
     """Imagined replays, labelled with what really happened."""
-    return [LabelledVideo(video, _frame(e, stride)) for e, video in zip(episodes, videos, strict=True)]
+    return [LabelledVideo(video, _frame(e, stride), e.instruction) for e, video in zip(episodes, videos, strict=True)]
 
 
 def _frame(episode: Episode, stride: int, phase: int = 0) -> int:
@@ -114,14 +117,14 @@ class _Clips:
         self.positives, self.negatives = positives, negatives
         self.weights = np.array(weights) / np.sum(weights)
 
-    def sample(self, rng: np.random.Generator, count: int) -> tuple[Tensor, Tensor]:
+    def sample(self, rng: np.random.Generator, count: int) -> tuple[Tensor, Tensor, list[str]]:
         wins = rng.integers(len(self.positives), size=count // 2)
         losses = rng.choice(len(self.negatives), size=count - count // 2, p=self.weights)
         picked = [self.positives[i] for i in wins] + [self.negatives[i] for i in losses]
         clips = torch.stack([self.videos[v].frames[index] for v, index in picked])
         label = torch.zeros(count)
         label[: count // 2] = 1
-        return clips, label
+        return clips, label, [self.videos[v].instruction for v, _ in picked]
 
 
 def telling_success(
@@ -132,7 +135,7 @@ def telling_success(
 
     def batch(step: int) -> Part:
         rng = keyed(seed, "reward/batch", step)
-        frames, label = clips.sample(rng, config.fit.batch_size)
+        frames, label, told = clips.sample(rng, config.fit.batch_size)
         offsets = torch.from_numpy(rng.integers(2 * config.max_shift + 1, size=(len(frames), 2)))
         offsets = offsets.repeat_interleave(model.window, dim=0)  # all frames of a clip move together
         moved = shift(frames.flatten(0, 1), offsets, config.max_shift, len(model.views)).view_as(frames)
@@ -144,7 +147,7 @@ def telling_success(
             torch.manual_seed(dropout)  # it draws from torch's global generator
             whole = rows.stop - rows.start == len(noisy)
             with nullcontext() if whole else _DropoutOf(rows, len(noisy)):
-                return F.binary_cross_entropy_with_logits(model(noisy[rows]), label[rows])
+                return F.binary_cross_entropy_with_logits(model(noisy[rows], told[rows]), label[rows])
 
         return loss
 
@@ -168,7 +171,7 @@ class _DropoutOf(TorchFunctionMode):
 
 def peaks(model: RewardModel, videos: Sequence[LabelledVideo]) -> Float[np.ndarray, " n"]:
     """The highest logit in each video: an episode counts as solved when it exceeds the threshold."""
-    return np.array([float(score_video(model, video.frames).max()) for video in videos])
+    return np.array([float(score_video(model, video.frames, video.instruction).max()) for video in videos])
 
 
 def threshold_of(peaks: Float[np.ndarray, " n"], rate: float) -> float:
