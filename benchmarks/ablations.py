@@ -1,91 +1,116 @@
-"""What each part of the method is worth: the main job again, every time with one flag changed.
+"""What each part of the method is worth: the first round of finished runs again, every time with one thing changed.
 
-    python benchmarks/ablations.py --tasks drawer-open-v3 plate-slide-v3 --seeds 0 1 2
+    python benchmarks/ablations.py runs/drawer-open-v3-seed0 runs/plate-slide-v3-seed0
     python benchmarks/ablations.py --show
 
-Every variant is a whole `wmpo run quickstart` in a folder of its own, from the same demonstrations and the same base
-policy (they depend on the seed alone). Its figures and the outcome of every test start are a file of results/ablations;
-finished ones are not run again.
+A round, because a whole run for each of them would take days on two cores: demonstrations, base policy and the first
+half of the budget P are the run's, and only what the change touches is made anew. The policies play the run's test
+starts, greedy and sampled as in the dream; every outcome is kept in results/ablations. What is there is not run again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from main_job import run
+from finished_runs import again, named
 
 from wmpo.evaluation.statistics import paired_difference
 
 RESULTS = Path(__file__).parent / "results" / "ablations"
-PLAIN = "as it is"
+PLAIN, TWO_FRAMES = "as it is", "chunks of two frames"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What is changed, and the first stage that it touches."""
+
+    first: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    against: str = PLAIN
+
+
+TEMPERATURE = {"collect.temperature": 1.0, "improve.temperature": 1.0}
+CHUNKS = {"policy.chunk_size": 8, "max_chunks": 6}
 VARIANTS = {
-    PLAIN: "",
-    "no noise on context frames": "--world-model-training.context-noise 0",
-    "world model aligned to demonstrations only": "--world-model-training.pretrain-share 1",
-    "world model not pretrained": "--world-model.pretrained none",
-    "four sampling steps a frame": "--world-model.euler-steps 4",
-    "no dynamic sampling": "--improve.groups.no-dynamic-sampling",
-    "no higher upper clip": "--improve.grpo.clip.high 0.2",
-    "one ratio a chunk": "--improve.grpo.clip.ratio chunk",
-    "temperature 1": "--collect.temperature 1 --improve.temperature 1 --evaluate.temperatures 0 1",
-    "no cloning before imagination": "--clone.no-enabled",
-    "one round": "--num-rounds 1 --improve.num-iterations 12",
+    PLAIN: Variant(),
+    "no noise on context frames": Variant("world-model", {"world_model_training.context_noise": 0.0}),
+    "aligned to demonstrations only": Variant("world-model", {"world_model_training.pretrain_share": 1.0}),
+    "not pretrained": Variant("tokenizer", {"world_model.pretrained": "none"}),
+    "four sampling steps a frame": Variant("world-model", {"world_model.euler_steps": 4}),
+    "no dynamic sampling": Variant("improve", {"improve.groups.dynamic_sampling": False}),
+    "no higher upper clip": Variant("improve", {"improve.grpo.clip.high": 0.2}),
+    "one ratio a chunk": Variant("improve", {"improve.grpo.clip.ratio": "chunk"}),
+    "short episodes, of four chunks": Variant(
+        "improve", {"improve.guards.branch_share": 0.95, "improve.guards.branch_chunks": 4}
+    ),
+    "temperature 1": Variant("collect", TEMPERATURE),
+    "no cloning before imagination": Variant("clone", {"clone.enabled": False}),
+    TWO_FRAMES: Variant("sft", CHUNKS),
+    "the same, told one action a chunk": Variant("sft", CHUNKS | {"world_model.frame_actions": False}, TWO_FRAMES),
 }
 
 
-def place(task: str, seed: int, variant: str) -> Path:
-    return RESULTS / f"{task}-seed{seed}-{variant.replace(' ', '_')}.json"
+def place(run: Path, variant: str) -> Path:
+    return RESULTS / f"{named(run)}-{variant.replace(' ', '_').replace(',', '')}.json"
 
 
-def measure(task: str, seed: int, variant: str, runs: Path, extra: list[str]) -> dict[str, Any]:
-    name = f"{task}-seed{seed}-{variant.replace(' ', '_')}"
-    found = run(task, seed, runs, [*VARIANTS[variant].split(), *extra], name=name)
-    outcomes = json.loads((runs / name / "outcomes.json").read_text())
-    raw = {who: {key: outcomes[who][key]["success"] for key in ("greedy", "best")} for who in ("base", "improved")}
-    return {"variant": variant, "outcomes": raw, **found}
+def measure(run: Path, name: str) -> dict[str, Any]:
+    variant = VARIANTS[name]
+    found = again(run, 1, variant.first, variant.settings)
+    stages = found.pop("stages")
+    figures = {
+        "distance": stages["world-model"]["distance"],
+        "imagined": {key: stages["reward"]["imagined"][key] for key in ("tpr", "fpr", "j", "n")},
+        "collected": stages["collect"]["success"],
+        "stopped": stages["improve"]["stopped"],
+    }
+    return found | {"variant": name, "settings": variant.settings, "command": " ".join(sys.argv)} | figures
 
 
 def show(rows: list[dict[str, Any]]) -> str:
-    """Each variant over the tasks and seeds that both it and the unchanged recipe have."""
-    plain = {(row["task"], row["seed"]): row for row in rows if row["variant"] == PLAIN}
-    head = "| variant | runs | gain over base, best decoding | against as it is (95 %) | replays, last chunk | J |"
-    lines = [head, "|---|---|---|---|---|---|"]
-    for variant in VARIANTS:
-        found = [row for row in rows if row["variant"] == variant and (row["task"], row["seed"]) in plain]
+    """Each variant over the runs that have both it and what it is compared with."""
+    known = {(row["variant"], row["run"]): row for row in rows}
+    lines = [
+        "| variant | runs | greedy | against it (95 %) | sampled | against it (95 %) | replays, mean | J |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, variant in VARIANTS.items():
+        found = [row for row in rows if row["variant"] == name and (variant.against, row["run"]) in known]
         if not found:
             continue
-        gain = np.mean([row["difference"]["best"]["points"] for row in found])
-        mine, as_it_is = (
-            np.concatenate([row["outcomes"]["improved"]["best"] for row in some])
-            for some in (found, [plain[row["task"], row["seed"]] for row in found])
-        )
-        points, (low, high) = paired_difference(as_it_is, mine)
-        ratio = np.mean([row["world_model"]["ratio_last"] for row in found])
-        j = np.mean([row["reward"]["imagined"]["j"] for row in found])
-        against = "" if variant == PLAIN else f"{points:+.1f} [{low:+.1f}, {high:+.1f}]"
-        lines.append(f"| {variant} | {len(found)} | {gain:+.1f} | {against} | {ratio:.2f}x | {j:.2f} |")
+        cells = []
+        for key in ("greedy", "sampled"):
+            mine = np.concatenate([row["outcomes"][key] for row in found])
+            other = np.concatenate([known[variant.against, row["run"]]["outcomes"][key] for row in found])
+            points, (low, high) = paired_difference(other, mine)
+            cells += [
+                f"{100 * mine.mean():.1f} %",
+                "" if name == variant.against else f"{points:+.1f} [{low:+.1f}, {high:+.1f}]",
+            ]
+        distance = np.mean([np.mean(row["distance"]) for row in found])
+        j = np.mean([row["imagined"]["j"] for row in found])
+        against = "" if variant.against in (PLAIN, name) else f" (against {variant.against})"
+        lines.append(f"| {name}{against} | {len(found)} | {' | '.join(cells)} | {distance:.4f} | {j:.2f} |")
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", default=["drawer-open-v3", "plate-slide-v3"])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("runs", nargs="*", type=Path)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--show", action="store_true", help="print the table of what is there")
-    args, extra = parser.parse_known_args()
+    args = parser.parse_args()
     RESULTS.mkdir(parents=True, exist_ok=True)
-    for seed in [] if args.show else args.seeds:
-        for task in args.tasks:
-            for variant in args.variants:
-                path = place(task, seed, variant)
-                if not path.exists():
-                    path.write_text(json.dumps(measure(task, seed, variant, args.runs, extra)) + "\n")
+    for run in [] if args.show else args.runs:
+        for variant in args.variants:
+            if not (path := place(run, variant)).exists():
+                path.write_text(json.dumps(measure(run, variant)) + "\n")
     print(show([json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]))
 
 

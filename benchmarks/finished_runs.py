@@ -1,14 +1,21 @@
-"""What the benchmarks of finished runs share: measure each once, keep it, print one table."""
+"""What the benchmarks of finished runs share: measure each once, keep it, print one table; and one round again."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from wmpo.checkpoint import read_json
+from wmpo.checkpoint import read_json, write_json
+from wmpo.envs.simulated import Purpose
+from wmpo.stages.job import commit, existing_job
+from wmpo.stages.measure import play_once
+from wmpo.stages.models import load_policy
+from wmpo.stages.order import rounds, run_missing
 
 
 def named(run: Path) -> str:
@@ -34,3 +41,40 @@ def measure_and_show(
         if not path.exists():
             path.write_text(json.dumps(measure(run)) + "\n")
     print(show([json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]))
+
+
+def again(run: Path, number: int, first: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A round of a finished run once more from the stage ``first`` on, in a copy with some settings changed (by their
+    names, as ``improve.share_noise``); "": nothing again. Its policy plays the run's test starts, greedy and sampled as
+    in the dream."""
+    with tempfile.TemporaryDirectory(dir=run.parent) as scratch:
+        copy = Path(scratch) / run.name
+        shutil.copytree(run, copy, ignore=shutil.ignore_patterns("videos", "unfinished", "*.html", "results.json"))
+        config = read_json(copy / "config.json")
+        for name, value in settings.items():
+            *path, leaf = name.split(".")
+            place = config["config"]
+            for part in path:
+                place = place[part]
+            place[leaf] = value
+        write_json(copy / "config.json", config)
+        with existing_job(copy) as job:
+            job.quiet = False
+            order = [("sft", 1), *rounds(number)]
+            stages = order[order.index((first, 1 if first in ("sft", "tokenizer") else number)) :] if first else []
+            for stage, at in [*stages, ("evaluate", 1)]:
+                (job.place(stage, at).path / "stages" / f"{stage}.json").unlink(missing_ok=True)
+                if stage == "collect":
+                    shutil.rmtree(job.collected_in(at), ignore_errors=True)
+            run_missing(job, stages)
+            job.round = number
+            summaries = {stage: job.place(stage).summary(stage) or {} for stage, _ in rounds(1)}
+            policy, log = load_policy(job.folder, "improved"), job.log("again")
+            env = job.real_env(Purpose("test", ""), frame_stride=job.experiment.policy.chunk_size)
+            decodings = {"greedy": 0.0, "sampled": job.experiment.improve.temperature}
+            played = {
+                key: play_once(job, log, env, policy, "test", "again", job.experiment.evaluate.num_test, temperature)
+                for key, temperature in decodings.items()
+            }
+    outcomes = {key: found.success.tolist() for key, found in played.items()}
+    return {"run": named(run), "commit": commit(), "outcomes": outcomes, "stages": summaries}

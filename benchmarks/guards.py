@@ -4,68 +4,39 @@
     python benchmarks/guards.py --show
 
 World model, classifier and the policy to begin with are those of the run, so that only the guard differs. The policies
-play the run's test starts, greedy and sampled as in the dream; every outcome is kept in results/guards. What is there is not run again.
+play the run's test starts, greedy and sampled as in the dream; every outcome is kept in results/guards. What is there
+is not run again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from finished_runs import named
+from finished_runs import again, named
 
-from wmpo.checkpoint import read_json, write_json
-from wmpo.envs.simulated import Purpose
 from wmpo.evaluation.statistics import paired_difference
-from wmpo.stages.job import commit, existing_job
-from wmpo.stages.learn import improve
-from wmpo.stages.measure import play_once
-from wmpo.stages.models import load_policy
+from wmpo.stages.job import existing_job
 
 RESULTS = Path(__file__).parent / "results" / "guards"
 GUARDS: dict[str, dict[str, Any]] = {
     "none": {},
-    "verify": {"guards": {"verify": True}},
-    "trust": {"guards": {"trust": 0.9}},
-    "branches": {"guards": {"branch_share": 0.5}},
-    "shared noise": {"share_noise": True},
+    "verify": {"improve.guards.verify": True},
+    "trust": {"improve.guards.trust": 0.9},
+    "branches": {"improve.guards.branch_share": 0.5},
+    "shared noise": {"improve.share_noise": True},
 }
 
 
-def again(run: Path, guard: str, scratch: Path) -> dict[str, Any]:
-    """The last round's improve in a copy of the run, and its test."""
-    copy = scratch / run.name
-    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("videos", "unfinished", "*.html", "results.json"))
-    config = read_json(copy / "config.json")
-    settings = config["config"]["improve"]
-    settings["guards"] |= GUARDS[guard].get("guards", {})
-    settings |= {key: value for key, value in GUARDS[guard].items() if key != "guards"}
-    write_json(copy / "config.json", config)
-    with existing_job(copy) as job:
-        job.quiet, job.round = False, job.experiment.num_rounds
-        for stage in ("improve", "evaluate"):
-            (job.place(stage).path / "stages" / f"{stage}.json").unlink()
-        improve(job)
-        summary = job.folder.summary("improve") or {}
-        policy, log = load_policy(job.folder, "improved"), job.log("guards")
-        env = job.real_env(Purpose("test", ""), frame_stride=job.experiment.policy.chunk_size)
-        played = {
-            key: play_once(job, log, env, policy, "test", guard, job.experiment.evaluate.num_test, temperature)
-            for key, temperature in (("greedy", 0.0), ("sampled", job.experiment.improve.temperature))
-        }
-    shutil.rmtree(copy)
-    return {
-        "run": named(run), "guard": guard, "settings": settings, "commit": commit(),
-        "kept_iteration": summary["kept_iteration"], "stopped": summary["stopped"],
-        "guards": summary.get("guards", {}), "audits": summary["audits"],
-        "outcomes": {key: outcomes.success.tolist() for key, outcomes in played.items()},
-    }  # fmt: skip
+def measure(run: Path, guard: str) -> dict[str, Any]:
+    found = again(run, existing_job(run).experiment.num_rounds, "improve", GUARDS[guard])
+    improve = found.pop("stages")["improve"]
+    kept = {key: improve.get(key) for key in ("kept_iteration", "stopped", "guards", "audits")}
+    return found | {"guard": guard, "settings": GUARDS[guard], "command": " ".join(sys.argv)} | kept
 
 
 def show(rows: list[dict[str, Any]]) -> str:
@@ -100,9 +71,7 @@ def main() -> None:
         for guard in args.guards:
             path = RESULTS / f"{named(run)}-{guard.replace(' ', '_')}.json"
             if not path.exists():
-                with tempfile.TemporaryDirectory(dir=run.parent) as scratch:
-                    found = again(run, guard, Path(scratch))
-                path.write_text(json.dumps(found | {"command": " ".join(sys.argv)}) + "\n")
+                path.write_text(json.dumps(measure(run, guard)) + "\n")
     print(show([json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]))
 
 

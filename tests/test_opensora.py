@@ -322,6 +322,12 @@ def test_published_weights_imagine_and_strides_group_actions(autoencoder: Path, 
     assert imagine(strided, pictures(1, 2), actions, [0]).isfinite().all()
 
 
+def test_without_frame_level_control_all_frames_of_a_chunk_are_told_its_mean(autoencoder: Path) -> None:
+    actions = some_actions(2).view(2, FRAMES, ACTIONS)
+    own, one = (world_model(autoencoder, frame_actions=kind).clues(actions) for kind in (True, False))
+    assert torch.allclose(one, own.mean(dim=1, keepdim=True).expand_as(own)) and not torch.allclose(one, own)
+
+
 def test_what_does_not_fit_is_refused_with_the_fix(autoencoder: Path, tmp_path: Path) -> None:
     model = world_model(autoencoder)
     with pytest.raises(ValueError, match=r"frames are 16x16.*32 px"):

@@ -92,7 +92,7 @@ def test_clips_know_the_pose_and_the_actions_that_led_to_it() -> None:
     episode = Episode(
         frames=frames, actions=actions, solved_at=-1, instruction="push", start=0, episode_id=0, policy="p"
     )  # fmt: skip
-    clips = FrameClips(small_world_model(), [episode])
+    clips = FrameClips(small_world_model(), [episode], 4)
     context, following, _, picture = clips.sample(np.random.default_rng(1), 64, 1)
     shown = (picture.permute(0, 2, 3, 1) * 127.5 + 127.5).round().to(torch.uint8).numpy()
     padded = np.concatenate([np.zeros((2, ACTIONS), np.float32), actions])

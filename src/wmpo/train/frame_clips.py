@@ -20,16 +20,17 @@ from wmpo.world_model.small import FrameContext, SmallWorldModel
 class FrameClips:
     """Frames, latents and actions of episodes, and windows over them that begin at any step."""
 
-    def __init__(self, model: SmallWorldModel, episodes: Sequence[Episode]) -> None:
+    def __init__(self, model: SmallWorldModel, episodes: Sequence[Episode], chunk_size: int) -> None:
         self.model, self.stride, self.num_context = model, model.frame_stride, model.config.num_context
         self.frames = torch.cat([torch.from_numpy(e.frames) for e in episodes])
         self.latents = torch.cat([model.tokenizer.encode(part) for part in self.frames.split(256)])
         # one action fewer than frames: the missing one is never read, but makes both share an index
-        padded = [np.concatenate([e.actions, np.zeros_like(e.actions[:1])]) for e in episodes]
+        told = [e.actions if model.config.frame_actions else _of_chunks(e.actions, chunk_size) for e in episodes]
+        padded = [np.concatenate([actions, np.zeros_like(actions[:1])]) for actions in told]
         self.actions = torch.from_numpy(np.concatenate(padded)).float()
         lengths = np.array([len(e.actions) for e in episodes])
         offsets = np.concatenate([[0], np.cumsum(lengths + 1)[:-1]])
-        sums = [np.concatenate([np.zeros_like(e.actions[:1]), np.cumsum(e.actions, axis=0)]) for e in episodes]
+        sums = [np.concatenate([np.zeros_like(actions[:1]), np.cumsum(actions, axis=0)]) for actions in told]
         self.sums = torch.from_numpy(np.concatenate(sums)).float()
         starts = [np.arange(length - self.stride + 1) for length in lengths]
         self._time = np.concatenate(starts)
@@ -93,6 +94,12 @@ class FrameClips:
             return self.model(context, actions[rows, unroll], target[rows], picture[rows], fresh[unroll], at).mean()
 
         return loss
+
+
+def _of_chunks(actions: Float[np.ndarray, "S A"], chunk_size: int) -> Float[np.ndarray, "S A"]:
+    """Each chunk's mean in place of its actions, as a model without frame-level control is told them in imagination."""
+    means = [actions[first : first + chunk_size].mean(axis=0) for first in range(0, len(actions), chunk_size)]
+    return np.repeat(means, chunk_size, axis=0)[: len(actions)]
 
 
 def _noised(context: FrameContext, limit: float, generator: torch.Generator) -> FrameContext:

@@ -115,5 +115,5 @@ def train_and_check(
 
 def _clips(model: WorldModelNet, episodes: Sequence[Episode], chunk_size: int) -> FrameClips | VideoClips:
     if isinstance(model, SmallWorldModel):
-        return FrameClips(model, episodes)
+        return FrameClips(model, episodes, chunk_size)
     return VideoClips(model, episodes, chunk_size)

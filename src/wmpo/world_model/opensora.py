@@ -47,6 +47,9 @@ class OpenSoraWorldModelConfig:
     "Sampling steps of a chunk with distilled weights: 1, 2, 4, ...; 0: Euler steps. Distillation sets it."
     context_noise: float = 15.0
     "Noise level of context frames in training, of 1000 (released code 15, paper 50); they stay clean in imagination."
+    frame_actions: bool = True
+    """Frame-level action control: every imagined frame is told its own actions. Without it all frames of a chunk are
+    told the same, the mean of the chunk's."""
     decode_batch: int = 32
     "Frames decoded at once; changes memory, not results."
     imagine_batch: int = 64
@@ -211,6 +214,8 @@ class OpenSoraWorldModel(nn.Module):
         """Normalised actions, those of a frame in one row."""
         chunk = chunk.to(self.action_low)
         unit = 2 * (chunk - self.action_low) / (self.action_high - self.action_low) - 1
+        if not self.config.frame_actions:
+            unit = unit.mean(dim=1, keepdim=True).expand_as(unit)
         return unit.unflatten(1, (-1, self.frame_stride)).flatten(2)
 
     def forward(

@@ -53,6 +53,9 @@ class SmallWorldModelConfig:
     "Width of the convolutions that draw the robot from the sum of its actions, the coarsest first."
     anchor: bool = True
     "Whether the episode's first frame and the sum of the actions since then are part of the context."
+    frame_actions: bool = True
+    """Frame-level action control: every imagined frame is told its own actions. Without it all frames of a chunk are
+    told the same, the mean of the chunk's."""
 
     def restore(self, about: dict[str, Any]) -> SmallWorldModel:
         """An untrained model as another one's ``about()`` says; bounds of actions are among its weights."""
@@ -282,6 +285,8 @@ class SmallWorldModel(nn.Module):
     ) -> tuple[UInt8[Tensor, "B n h w 3"], FrameContext]:
         """The frames after each ``frame_stride`` actions, or those at the places ``shown`` of the chunk."""
         chunk, noise = chunk.to(context.recent), noise.to(context.recent)
+        if not self.config.frame_actions:
+            chunk = chunk.mean(dim=1, keepdim=True).expand_as(chunk)
         frames = []
         for actions, fresh in zip(chunk.split(self.frame_stride, dim=1), noise.unbind(dim=1), strict=True):
             context = self.imagine_frame(context, actions, fresh)
