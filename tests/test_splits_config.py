@@ -226,6 +226,7 @@ def test_the_shipped_weights_fit_the_quickstart_and_saw_none_of_the_tasks_that_j
     experiment = recipe("quickstart")
     check_pretrained(experiment)
     check_pretrained(with_leaf(experiment, "world_model.euler_steps", 2))
+    check_pretrained(with_leaf(experiment, "env.more_tasks", ("plate-slide-v3",)))
     path = pretrained_path(experiment.world_model.pretrained)
     assert path is not None and not set(load_tensors(path)[1]["tasks"]) & set(experiment.pretrain.excluded)
     assert experiment.env.task in experiment.pretrain.excluded

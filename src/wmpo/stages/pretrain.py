@@ -141,7 +141,7 @@ def check_pretrained(experiment: Experiment) -> None:
             f"{experiment.env.action_dim}-D; use --world-model.pretrained none"
         )
     wanted = {
-        "env": {k: v for k, v in asdict(experiment.env).items() if k != "task"},
+        "env": {k: v for k, v in asdict(experiment.env).items() if k not in ("task", "more_tasks")},
         "world_model": {k: v for k, v in asdict(experiment.world_model).items() if k not in _FREE},
         "tokenizer": {k: v for k, v in asdict(experiment.tokenizer).items() if k not in _FREE},
     }
@@ -163,8 +163,8 @@ def check_pretrained(experiment: Experiment) -> None:
         )
 
 
-_FREE = ("pretrained", "euler_steps", "start_noise", "latent_noise")
-"""Settings that change no weight's shape or meaning."""
+_FREE = ("pretrained", "euler_steps", "start_noise", "latent_noise", "frame_actions")
+"""Settings that change no weight's shape, and of no chunk of one frame the meaning."""
 
 
 def load_pretrained(path: Path, net: SmallWorldModel) -> None:
