@@ -37,13 +37,13 @@ def rates(row: dict[str, Any], side: str) -> list[float]:
 
 def show(rows: list[dict[str, Any]]) -> str:
     """A line for each run, and one for the policies of all runs of a task together."""
-    head = "| task | seed | policies | Pearson | MMRV | too high by, points | calibrated | J | AUROC of the signs |"
-    lines = [head, "|---|---|---|---|---|---|---|---|---|"]
+    head = "| task | seed | policies | Pearson | MMRV | too high by, points (95 %) | J | AUROC of the signs |"
+    lines = [head, "|---|---|---|---|---|---|---|---|"]
     for row in rows:
-        calibrated = row["calibrated_over_optimism"]
+        over = row["over_optimism"]
         lines.append(
             f"| {row['task']} | {row['seed']} | {len(row['policies'])} | {_text(row['pearson'])} | {row['mmrv']:.3f} | "
-            f"{100 * row['over_optimism']:+.0f} | {'' if calibrated is None else f'{100 * calibrated:+.0f}'} | "
+            f"{over['points']:+.0f} [{over['interval'][0]:+.0f}, {over['interval'][1]:+.0f}] | "
             f"{row['rounds'][-1]['rates']['j']:.2f} | {_text(row['signs']['areas']['combined'])} |"
         )
     for task in dict.fromkeys(row["task"] for row in rows):
@@ -51,7 +51,7 @@ def show(rows: list[dict[str, Any]]) -> str:
         imagined, real = ([rate for row in found for rate in rates(row, side)] for side in ("imagined", "real"))
         lines.append(
             f"| **{task}** | all | {len(real)} | {pearson(imagined, real):.2f} | "
-            f"{mean_max_rank_violation(imagined, real):.3f} | {100 * (np.mean(imagined) - np.mean(real)):+.0f} | | | |"
+            f"{mean_max_rank_violation(imagined, real):.3f} | {100 * (np.mean(imagined) - np.mean(real)):+.0f} | | |"
         )
     return "\n".join(lines)
 

@@ -15,7 +15,7 @@ from wmpo.data.episode import Episode
 from wmpo.evaluation.fidelity import fidelity, flow_errors, summary
 from wmpo.evaluation.hallucination import SIGNS, Signs, areas, left_reality, signs
 from wmpo.evaluation.hand import HandReader, learn_to_read
-from wmpo.evaluation.statistics import auroc, corrected_rate, mean_max_rank_violation, pearson
+from wmpo.evaluation.statistics import auroc, mean_max_rank_violation, pearson
 from wmpo.evaluation.world_model import replay, replay_steps
 
 
@@ -145,10 +145,3 @@ def test_rank_violations_by_hand() -> None:
 
 def test_correlation_needs_policies_that_differ() -> None:
     assert pearson([0.1, 0.2, 0.3], [0.2, 0.4, 0.6]) == pytest.approx(1) and math.isnan(pearson([0.1, 0.1], [0, 1]))
-
-
-@pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
-def test_the_rate_behind_errors_is_found_again(rate: float) -> None:
-    tpr, fpr = 0.8, 0.3
-    assert corrected_rate(rate * tpr + (1 - rate) * fpr, tpr, fpr) == pytest.approx(rate)
-    assert math.isnan(corrected_rate(0.5, 0.4, 0.4))

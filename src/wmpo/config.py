@@ -114,7 +114,7 @@ class FidelityConfig:
 
     num_starts: int = 64
     "Validation starts from which each policy plays, really and in the dream."
-    temperatures: tuple[float, ...] = (0.0, 0.25)
+    temperatures: tuple[float, ...] = (0.0, 0.25, 1.0)
     "Decodings of each round's policy; each is a policy of its own strength."
     num_videos: int = 4
     "Worst replays that are shown."

@@ -69,7 +69,7 @@ def tiny() -> Experiment:
             audit=AuditConfig(every=1, num_episodes=2, max_episodes=4),
         ),
         evaluate=EvaluateConfig(num_test=4, num_validation=2, temperatures=(0.0, 1.0), num_throughput=2, num_videos=1),
-        fidelity=FidelityConfig(num_starts=4, num_videos=1),
+        fidelity=FidelityConfig(num_starts=4, temperatures=(0.0, 0.25), num_videos=1),
         disruptions=DisruptionsConfig(
             num_starts=4, played=("light:0.5", "position:3"), push_centimetres=3.0, push_chunk=1, num_videos=1
         ),

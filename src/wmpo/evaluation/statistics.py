@@ -168,11 +168,3 @@ def auroc(score: Float[np.ndarray, " n"], truth: Bool[np.ndarray, " n"]) -> floa
         return math.nan
     greater = (high[:, None] > low).mean() + 0.5 * (high[:, None] == low).mean()
     return float(greater)
-
-
-def corrected_rate(called: float, tpr: float, fpr: float) -> float:
-    """The success rate behind a share of episodes that were called solved, given the caller's errors (Rogan & Gladen
-    1978), kept within 0..1; NaN where the caller tells nothing apart."""
-    if not tpr - fpr > 0:
-        return math.nan
-    return min(1.0, max(0.0, (called - fpr) / (tpr - fpr)))

@@ -74,22 +74,21 @@ def _policies(found: Mapping[str, Any]) -> str:
     if not found["policies"]:
         return "<p class=empty>Policies could not be played, as this run has no simulator.</p>"
     points = [(_rate(p["real"]), _rate(p["imagined"])) for p in found["policies"]]
-    calibrated = found.get("calibrated") or [None] * len(points)
     rows = [
-        [f"{esc(p['policy'])}<small>{esc(p['decoding'])}</small>", percent(real), percent(imagined), percent(corrected)]
-        for p, (real, imagined), corrected in zip(found["policies"], points, calibrated, strict=True)
+        [f"{esc(p['policy'])}<small>{esc(p['decoding'])}</small>", percent(real), percent(imagined)]
+        for p, (real, imagined) in zip(found["policies"], points, strict=True)
     ]
-    over, after = found["over_optimism"], found["calibrated_over_optimism"]
+    over = found["over_optimism"]
     note = (
-        f"Over all of them the dream is {signed(100 * over)} points too optimistic, after calibration "
-        f"{signed(None if after is None else 100 * after)}. Correlation r = {number(found['pearson'])}; mean of the "
-        f"largest real difference that the dream ranks wrongly: {number(100 * found['mmrv'], 1)} points. Calibrated: "
-        "corrected for the classifier's errors on held-out replays."
+        f"Over all of them the dream is {signed(over['points'])} points too optimistic "
+        f"{between(over['interval'], sign=True)}, at the threshold with which the last round's policy solved as many "
+        f"as it really did. Correlation r = {number(found['pearson'])}; mean of the largest real difference that the "
+        f"dream ranks wrongly: {number(100 * found['mmrv'], 1)} points."
     )
     n = len(found["policies"][0]["real"])
     lead = f"Every round's policy plays {n} validation starts, really and in the last dream."
     plot = plots.agreement(points)
-    both = f"<div class=two><div>{table(['policy', 'real', 'imagined', 'calibrated'], rows)}</div>{plot}</div>"
+    both = f"<div class=two><div>{table(['policy', 'real', 'imagined'], rows)}</div>{plot}</div>"
     return f"<h3>Does the dream rank policies rightly?</h3><p class=lead>{lead}</p>{both}<p class=note>{note}</p>"
 
 

@@ -21,7 +21,7 @@ from wmpo.evaluation.fidelity import summary as by_chunk
 from wmpo.evaluation.hallucination import Signs, areas, left_reality, signs
 from wmpo.evaluation.hand import HandReader, learn_to_read
 from wmpo.evaluation.policy import decoding
-from wmpo.evaluation.statistics import corrected_rate, mean_max_rank_violation, paired_difference, pearson, rates
+from wmpo.evaluation.statistics import mean_interval, mean_max_rank_violation, paired_difference, pearson, rates
 from wmpo.evaluation.world_model import replay
 from wmpo.report.run import StageLog
 from wmpo.reward.detector import shows_success
@@ -52,10 +52,10 @@ def fidelity(job: Job) -> None:
         text = f"replays too often solved by {over:+.0f} points; policies cannot be played without a simulator"
     else:
         found["policies"] = policies = _policies(job, log)
-        found |= _agreement(job, policies)
+        found |= _agreement(policies)
         text = (
             f"imagined against real success of {len(policies)} policies: r = {_text(found['pearson'])}, too high by "
-            f"{100 * found['over_optimism']:+.0f} points"
+            f"{found['over_optimism']['points']:+.0f} points"
         )
     finish(log, found, f"{text}; {hallucination}")
 
@@ -99,11 +99,12 @@ def _policies(job: Job, log: StageLog) -> list[dict[str, Any]]:
     config, done = job.experiment.fidelity, 0
     path = job.root.path / "unfinished" / "fidelity.json"
     played = read_json(path) if path.exists() else []
+    known = {(each["policy"], each["decoding"]) for each in played}
     total = (job.experiment.num_rounds + 1) * len(config.temperatures)
     for number in range(1, job.experiment.num_rounds + 2):
         for temperature in config.temperatures:
             done += 1
-            if done <= len(played):
+            if (_named(number), decoding(temperature)) in known:
                 continue
             played.append(_play(job, number, temperature))
             write_json(path, played)
@@ -112,8 +113,12 @@ def _policies(job: Job, log: StageLog) -> list[dict[str, Any]]:
     return played
 
 
+def _named(number: int) -> str:
+    return "base" if number == 1 else f"round {number - 1}"
+
+
 def _play(job: Job, number: int, temperature: float) -> dict[str, Any]:
-    name = "base" if number == 1 else f"round {number - 1}"
+    name = _named(number)
     policy, dream = policy_of(job, number), imagined_env(job, job.experiment.num_rounds)
     env = job.real_env(Purpose("fidelity", name, temperature, job.seed), frame_stride=dream.chunk_size)
     seeds = start_seeds("validation", job.seed, FIRST_START, job.experiment.fidelity.num_starts)
@@ -125,19 +130,16 @@ def _play(job: Job, number: int, temperature: float) -> dict[str, Any]:
     return {"policy": name, "decoding": decoding(temperature), **outcomes}
 
 
-def _agreement(job: Job, policies: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Over policies; calibrated means corrected for the classifier's errors on held-out replays."""
-    real, imagined = ([float(np.mean(p[side])) for p in policies] for side in ("real", "imagined"))
-    errors = (job.folder.summary("reward") or {})["imagined"]
-    corrected = [corrected_rate(rate, errors["tpr"], errors["fpr"]) for rate in imagined]
-    known = not np.isnan(corrected).any()
+def _agreement(policies: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Over policies; the interval is over starts, which all policies share."""
+    sides = [np.array([p[side] for p in policies], dtype=float) for side in ("real", "imagined")]
+    points, interval = mean_interval(100 * (sides[1] - sides[0]).mean(axis=0))
+    real, imagined = (side.mean(axis=1).tolist() for side in sides)
     r = pearson(imagined, real)
     return {
         "pearson": None if np.isnan(r) else r,
         "mmrv": mean_max_rank_violation(imagined, real),
-        "over_optimism": float(np.mean(imagined) - np.mean(real)),
-        "calibrated": corrected if known else None,
-        "calibrated_over_optimism": float(np.mean(corrected) - np.mean(real)) if known else None,
+        "over_optimism": {"points": points, "interval": list(interval)},
     }
 
 
