@@ -15,15 +15,18 @@ import fake_ray
 import pytest
 import torch
 from miniatures import BINS, BanditEnv, TablePolicy, some_starts
+from torch import nn
 
-from wmpo.execution.backend import ExecutionConfig, workers
+from wmpo.division import WHOLE, Division
+from wmpo.execution.backend import ExecutionConfig, trainer, workers
 from wmpo.execution.local import LocalSampler
-from wmpo.execution.ray_backend import ClusterConfig, RaySampler, connect
+from wmpo.execution.ray_backend import ClusterConfig, RaySampler, RayTrainer, connect
 from wmpo.policy.codec import ActionCodec
 from wmpo.protocols import Learner, Sampler
 from wmpo.report.run import RunFolder, StageLog
 from wmpo.rl.grpo import GRPOConfig
 from wmpo.rollout.groups import GroupConfig
+from wmpo.train.fit import FitConfig, Part, Training, fit
 from wmpo.train.wmpo import ImproveConfig, improve
 from wmpo.types import ChunkStep
 
@@ -144,6 +147,62 @@ def test_what_an_actor_cannot_do_is_said_in_its_own_words(fake: Any, tmp_path: P
         connect(replace(TWO, gpus_per_sampler=1.0))
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """A network that learns a line."""
+
+    def network(self) -> nn.Linear:
+        torch.manual_seed(0)
+        return nn.Linear(2, 1)
+
+    def training(self, network: nn.Linear, division: Division) -> Training:
+        def batch(step: int) -> Part:
+            x = torch.randn(8, 2, generator=torch.Generator().manual_seed(step))
+            return lambda rows: (network(x[rows]) - x[rows].sum(dim=1, keepdim=True)).square().mean()
+
+        return Training(network, batch, FIT, division)
+
+
+FIT = FitConfig(num_steps=12, batch_size=8, learning_rate=0.1, ema=0.5, checkpoint_seconds=0.0)
+
+
+def learned(path: Path, config: ExecutionConfig, *, until: int = FIT.num_steps) -> tuple[dict[str, Any], list[float]]:
+    """Weights after a supervised training that ends with its checkpoint, and its losses at the checks."""
+    lesson, folder, seen = Lesson(), RunFolder(path), []
+    network = lesson.network()
+
+    def check(done: int, notes: dict[str, Any]) -> bool:
+        seen.append(float(network.weight.sum()))
+        if done == until < FIT.num_steps:
+            raise KeyboardInterrupt
+        return True
+
+    with trainer(config, lesson, network, lambda: lesson.training(network, WHOLE)) as training:
+        log = StageLog(folder, "sft", quiet=True)
+        fit(training, FIT, checkpoint=folder.checkpoint("sft"), log=log, check=check, check_every=4)
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}, seen
+
+
+def test_supervised_training_in_an_actor_is_that_of_one_process_and_goes_on(fake: Any, tmp_path: Path) -> None:
+    ray = ExecutionConfig(backend="ray", cluster=TWO)
+    expected, checks = learned(tmp_path / "local", ExecutionConfig())
+    found, seen = learned(tmp_path / "ray", ray)
+    assert seen == checks and all(torch.equal(found[name], expected[name]) for name in expected)
+    assert fake.actors[0].options["num_gpus"] == TWO.learner_gpus and fake.actors[0].dead
+    with pytest.raises(KeyboardInterrupt):
+        learned(tmp_path / "again", ray, until=8)
+    found, _ = learned(tmp_path / "again", ray)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert all(actor.dead for actor in fake.actors), "nothing stays behind"
+
+
+def test_a_dead_trainer_is_said_with_what_to_do(fake: Any) -> None:
+    training = RayTrainer(TWO, Lesson(), Lesson().network())
+    fake.actors[0].dead = True
+    with pytest.raises(RuntimeError, match=r"the learner died .*goes on from its last checkpoint"):
+        training.step(0)
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[ClusterConfig]:
     ray = pytest.importorskip("ray", reason="needs the extra ray: pip install 'wmpo[ray]'")
@@ -161,6 +220,13 @@ def test_two_samplers_and_a_learner_do_what_one_process_does(cluster: ClusterCon
     logits, metrics = trained(tmp_path / "local", ExecutionConfig())
     found, said = trained(tmp_path / "ray", ExecutionConfig(backend="ray", cluster=cluster))
     assert torch.equal(found, logits) and said == metrics
+
+
+@pytest.mark.slow
+def test_an_actor_trains_what_one_process_does(cluster: ClusterConfig, tmp_path: Path) -> None:
+    expected, checks = learned(tmp_path / "local", ExecutionConfig())
+    found, seen = learned(tmp_path / "ray", ExecutionConfig(backend="ray", cluster=cluster))
+    assert seen == checks and all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from torch import nn
 
 from wmpo.execution import ray_backend
 from wmpo.execution.local import LocalSampler, TrainingSpec, WorkerSpec
-from wmpo.execution.ray_backend import ClusterConfig, RayLearner, RaySampler
+from wmpo.execution.ray_backend import ClusterConfig, RayLearner, RaySampler, RayTrainer
 from wmpo.protocols import Learner, Sampler, TrainablePolicy, Trainer
 from wmpo.rl.grpo import GRPOConfig, GRPOLearner
 
@@ -109,10 +109,15 @@ def workers(
 def trainer(
     config: ExecutionConfig, spec: TrainingSpec, network: nn.Module, own: Callable[[], Trainer]
 ) -> Iterator[Trainer]:
-    """Who trains ``network``, this process's own: alone, ``own()``; else it and others, which build their parts from
-    ``spec``. Actors of Ray only imagine and improve."""
-    if config.backend in ("local", "ray"):
+    """Who trains ``network``, this process's own: alone, ``own()``; else it and others, or an actor of Ray, which build
+    their parts from ``spec``."""
+    if config.backend == "local":
         yield own()
+        return
+    if config.backend == "ray":
+        ray_backend.connect(config.cluster)
+        with closing(RayTrainer(config.cluster, spec, network)) as training:
+            yield training
         return
     from wmpo.execution.parallel import enlisted, spawned
     from wmpo.execution.supervised import TeamTrainer

@@ -1,4 +1,4 @@
-"""Samplers and the learner as Ray actors, on this machine or a cluster (extra ``ray``).
+"""Samplers, the learner and supervised training as Ray actors, on this machine or a cluster (extra ``ray``).
 
 Each actor wraps what one process would use. Starts are split by rows and results joined in order; weights go from the
 learner to all samplers through Ray's object store, once. Randomness is keyed by episode, so an actor that died is
@@ -8,14 +8,16 @@ replaced and its episodes are played again to the same tokens.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from wmpo.execution.local import LocalSampler, WorkerSpec
+from wmpo.division import WHOLE
+from wmpo.execution.local import LocalSampler, TrainingSpec, WorkerSpec
 from wmpo.protocols import TrainablePolicy
 from wmpo.rl.grpo import GRPOConfig, GRPOLearner
 from wmpo.types import Minibatch, Rollouts, Starts, concatenate
@@ -34,7 +36,7 @@ class ClusterConfig:
     gpus_per_sampler: float = 0.0
     "GPUs of each; a fraction lets several share one. 0: it computes on processors."
     learner_gpus: float = 0.0
-    "GPUs of the learner: 1, or a fraction to share one with samplers. 0: it computes on processors."
+    "GPUs of the learner, and of supervised training: 1, or a fraction to share one. 0: on processors."
     max_restarts: int = 10
     "Times that samplers are replaced while one batch of episodes is played."
 
@@ -113,6 +115,25 @@ class _Learner:
 
     def publish(self) -> dict[str, Tensor]:
         return _on_cpu(self.local.publish())
+
+    def save(self) -> dict[str, Tensor]:
+        return _on_cpu(self.local.save())
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        self.local.restore(tensors)
+
+
+class _Trainer:
+    """Runs in an actor."""
+
+    def begin(self, spec: TrainingSpec) -> None:
+        self.local = spec.training(spec.network(), WHOLE)
+
+    def step(self, number: int) -> float:
+        return self.local.step(number)
+
+    def average(self) -> dict[str, Tensor]:
+        return _on_cpu(self.local.average())
 
     def save(self) -> dict[str, Tensor]:
         return _on_cpu(self.local.save())
@@ -218,48 +239,94 @@ class RaySampler:
             ray.kill(actor)
 
 
-class RayLearner:
-    """A :class:`wmpo.protocols.Learner` in an actor; ``policy`` is the driver's copy, which ``publish`` refreshes.
+class _Alone:
+    """An actor that cannot be replaced, as the optimiser's state dies with it: its stage stops then, and goes on from a
+    checkpoint."""
 
-    When the actor dies, the run stops and goes on from its checkpoint: the optimiser's state died with it.
-    """
+    def __init__(self, kind: type, gpus: float, *arguments: Any) -> None:
+        (self._actor,) = _started(kind, 1, gpus, *arguments)
 
-    def __init__(
-        self, config: ClusterConfig, spec: WorkerSpec, policy: TrainablePolicy, grpo: GRPOConfig, *, temperature: float
-    ) -> None:
-        self._policy = policy.eval()
-        (self._actor,) = _started(_Learner, 1, config.learner_gpus, spec, grpo, temperature)
+    def ask(self, name: str, *arguments: Any) -> Any:
+        return self.answer(self.order(name, *arguments))
 
-    @property
-    def policy(self) -> TrainablePolicy:
-        return self._policy
+    def order(self, name: str, *arguments: Any) -> Any:
+        """Ray's reference to what will be answered."""
+        return getattr(self._actor, name).remote(*arguments)
 
-    def _ask(self, pending: Any) -> Any:
+    def answer(self, reference: Any) -> Any:
+        """Raises RuntimeError when the actor is dead."""
         import ray
 
         try:
-            return _get(pending)
+            return _get(reference)
         except ray.exceptions.RayActorError as error:
             raise RuntimeError(
-                f"the learner died ({error}); the same command goes on from the last iteration"
+                f"the learner died ({error}); the same command goes on from its last checkpoint"
             ) from error
-
-    def step(self, minibatch: Minibatch) -> dict[str, float]:
-        return self._ask(self._actor.step.remote(minibatch))
-
-    def publish(self) -> Mapping[str, Tensor]:
-        reference = self._actor.publish.remote()
-        weights = Published(self._ask(reference), reference)
-        self._policy.load_state_dict(weights)
-        return weights
-
-    def save(self) -> Mapping[str, Tensor]:
-        return self._ask(self._actor.save.remote())
-
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        self._ask(self._actor.restore.remote(dict(tensors)))
 
     def close(self) -> None:
         import ray
 
         ray.kill(self._actor)
+
+
+class RayLearner:
+    """A :class:`wmpo.protocols.Learner` in an actor; ``policy`` is the driver's copy, which ``publish`` refreshes."""
+
+    def __init__(
+        self, config: ClusterConfig, spec: WorkerSpec, policy: TrainablePolicy, grpo: GRPOConfig, *, temperature: float
+    ) -> None:
+        self._policy = policy.eval()
+        self._learner = _Alone(_Learner, config.learner_gpus, spec, grpo, temperature)
+
+    @property
+    def policy(self) -> TrainablePolicy:
+        return self._policy
+
+    def step(self, minibatch: Minibatch) -> dict[str, float]:
+        return self._learner.ask("step", minibatch)
+
+    def publish(self) -> Mapping[str, Tensor]:
+        reference = self._learner.order("publish")
+        weights = Published(self._learner.answer(reference), reference)
+        self._policy.load_state_dict(weights)
+        return weights
+
+    def save(self) -> Mapping[str, Tensor]:
+        return self._learner.ask("save")
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        self._learner.ask("restore", dict(tensors))
+
+    def close(self) -> None:
+        self._learner.close()
+
+
+class RayTrainer:
+    """A :class:`wmpo.protocols.Trainer` in an actor, where the learner's GPU is. ``network`` is the driver's own: its
+    weights are those to begin with, and averaged ones come back into it."""
+
+    def __init__(self, config: ClusterConfig, spec: TrainingSpec, network: nn.Module) -> None:
+        self._network, self._trainer = network.eval(), _Alone(_Trainer, config.learner_gpus, spec)
+        self.restore({f"model.{name}": tensor for name, tensor in network.state_dict().items()})
+
+    def step(self, number: int) -> float:
+        return self._trainer.ask("step", number)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        self.finish()
+        with torch.no_grad():
+            yield
+
+    def finish(self) -> None:
+        self._network.load_state_dict(self._trainer.ask("average"))
+
+    def save(self) -> Mapping[str, Tensor]:
+        return self._trainer.ask("save")
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        self._trainer.ask("restore", _on_cpu(tensors))
+
+    def close(self) -> None:
+        self._trainer.close()
