@@ -81,7 +81,7 @@ def _policies(found: Mapping[str, Any]) -> str:
     over = found["over_optimism"]
     note = (
         f"Over all of them the dream is {signed(over['points'])} points too optimistic "
-        f"{between(over['interval'], sign=True)}, at the threshold with which the last round's policy solved as many "
+        f"({between(over['interval'], sign=True)}), at the threshold with which the last round's policy solved as many "
         f"as it really did. Correlation r = {number(found['pearson'])}; mean of the largest real difference that the "
         f"dream ranks wrongly: {number(100 * found['mmrv'], 1)} points."
     )
