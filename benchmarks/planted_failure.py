@@ -2,9 +2,9 @@
 
     python benchmarks/planted_failure.py runs/drawer-open-v3-seed0 [...]
 
-Demonstrations, base policy and the first round's episodes are those of a finished run. Once as they are and once
-without the failures, a world model learns from them (the success classifier always learns from all), and a single round
-of improve follows with audits. What is said at each audit, and when, is kept in results/planted_failure.
+The first round of a finished run again with an audit after every iteration of improve: once in its own dream, and once
+in that of a world model that learns from the same episodes without the failures (the success classifier, trained anew
+on its replays, learns from all). What is said at each audit, and when, is kept in results/planted_failure.
 """
 
 from __future__ import annotations
@@ -36,11 +36,17 @@ class SuccessesOnly(Job):
         return [episode for episode in learn if episode.success], held_out
 
 
-def one_round(run: Path, scratch: Path) -> RunFolder:
-    """A copy of what the first round has before its world model, as a run of one round with audits."""
-    copy = scratch / run.name
+def one_round(run: Path, scratch: Path, *, dream: bool) -> RunFolder:
+    """A copy of the first round's policies, and with ``dream`` of its world model and classifier, as a run of one round
+    with audits."""
+    copy, stages, models = scratch / run.name, ["demos", "sft", "collect", "tokenizer", "clone"], ["base", "cloned"]
+    if dream:
+        stages, models = [*stages, "world-model", "reward"], [*models, "world_model", "reward"]
     shutil.copytree(run / "data", copy / "data")
-    for file in ("models/base.safetensors", *(f"stages/{stage}.json" for stage in ("demos", "sft", "collect"))):
+    names = [f"models/{name}.safetensors" for name in (*models, "tokenizer")] + [
+        f"stages/{name}.json" for name in stages
+    ]
+    for file in names:
         (copy / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(run / file, copy / file)
     found = read_json(run / "config.json")
@@ -56,13 +62,12 @@ def one_round(run: Path, scratch: Path) -> RunFolder:
 
 def measure(run: Path, *, failures: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=run.parent) as scratch:
-        place = one_round(run, Path(scratch))
+        place = one_round(run, Path(scratch), dream=failures)
         with existing_job(place.path) as job:
             job.quiet = False
-            dreamer = job if failures else SuccessesOnly(place, job.experiment, job.seed)
-            stages.tokenizer(dreamer)
-            stages.world_model(dreamer)
-            stages.reward(job)
+            if not failures:
+                stages.world_model(SuccessesOnly(place, job.experiment, job.seed))
+                stages.reward(job)
             stages.improve(job)
             summary = job.folder.summary("improve") or {}
     return {key: summary[key] for key in ("audits", "stopped", "kept_iteration")}
