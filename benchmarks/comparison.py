@@ -26,16 +26,29 @@ RESULTS = Path(__file__).parent / "results" / "comparison"
 
 
 def keep(file: Path) -> None:
-    """A file for each task and seed, with every trial that is there."""
+    """A file for each task and seed, with every trial that is there. Methods that this comparison lacks stay as another
+    one has left them; settings are kept for each commit."""
     found = json.loads(file.read_text())
     config = json.loads((file.parent / "compare.json").read_text())["config"]
-    about = {"recipe": found["recipe"], "config": config}
     cells: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for trial in found["trials"]:
         cells.setdefault((trial["task"], trial["seed"]), []).append(trial)
     for (task, seed), trials in cells.items():
+        if len(trials) == 1:
+            continue  # a base policy alone
         path = RESULTS / f"{task}-seed{seed}.json"
-        path.write_text(json.dumps({"task": task, "seed": seed, **about, "trials": trials}, indent=1) + "\n")
+        before = json.loads(path.read_text()) if path.exists() else {"trials": [], "configs": {}}
+        known = {(trial["budget"], trial["method"]): trial for trial in before["trials"]}
+        for trial in trials:
+            old = known.get((0, BASE), trial)
+            if trial["method"] == BASE and trial["success"] != old["success"]:
+                raise SystemExit(f"{path}: the base policy of {file} is another one")
+            known[trial["budget"], trial["method"]] = trial
+        configs = before["configs"] | {trial["commit"]: config for trial in trials}
+        kept = {"task": task, "seed": seed, "recipe": found["recipe"], "trials": list(known.values())}
+        used = {trial["commit"] for trial in known.values()}
+        kept["configs"] = {commit: settings for commit, settings in configs.items() if commit in used}
+        path.write_text(json.dumps(kept, indent=1) + "\n")
 
 
 def joined(cells: list[dict[str, Any]]) -> dict[str, Any]:
