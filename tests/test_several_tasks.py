@@ -21,11 +21,13 @@ from wmpo.envs.metaworld import MetaWorldConfig
 from wmpo.envs.simulated import SimulatedEnv
 from wmpo.envs.tasks import SeveralTasks
 from wmpo.envs.workspace import Workspace, Workspaces
+from wmpo.recipes import recipe
 from wmpo.reward.small import SmallReward, SmallRewardConfig
 from wmpo.stages import models
 from wmpo.stages.deploy import export_policy, load_policy
 from wmpo.stages.job import existing_job
 from wmpo.stages.learn import _level
+from wmpo.stages.plan import Hardware, plan
 from wmpo.train.fit import FitConfig
 from wmpo.train.reward import LabelledVideo, RewardTraining, telling_success
 
@@ -66,6 +68,12 @@ def test_a_task_is_named_once_and_must_exist() -> None:
         replace(BOTH, more_tasks=(PUSH,)).validate()
     with pytest.raises(ValueError, match=r"unknown Meta-World task 'drawer-opn-v3'; did you mean drawer-open-v3"):
         replace(BOTH, more_tasks=("drawer-opn-v3",)).validate()
+
+
+def test_a_plan_counts_the_demonstrations_of_each() -> None:
+    one, two = (replace(recipe("tiny"), env=replace(BOTH, more_tasks=more)) for more in ((), (BUTTON,)))
+    counted = [plan(experiment, Hardware()).real_episodes for experiment in (one, two)]
+    assert counted[1] - counted[0] == one.demos.num_episodes
 
 
 def test_every_row_of_the_dream_has_the_limits_of_its_task() -> None:

@@ -124,7 +124,8 @@ def _real_episodes(experiment: Experiment) -> int:
     """Demonstrations, the budget P, audits, and both policies' validation and test."""
     trials = experiment.evaluate.num_test + experiment.evaluate.num_validation * len(experiment.evaluate.temperatures)
     audits = experiment.improve.audit.max_episodes
-    return experiment.demos.num_episodes + experiment.collect.num_episodes + audits + 2 * trials
+    demos = experiment.demos.num_episodes * (1 if experiment.demos.recorded else len(experiment.env.tasks))
+    return demos + experiment.collect.num_episodes + audits + 2 * trials
 
 
 def _fit(
