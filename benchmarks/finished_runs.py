@@ -21,7 +21,8 @@ from wmpo.stages.order import rounds, run_missing
 def named(run: Path) -> str:
     """A run by its task and seed, wherever its folder lies."""
     about = read_json(run / "config.json")
-    return f"{about['config']['env']['task']}-seed{about['seed']}"
+    env = about["config"]["env"]
+    return f"{'+'.join([env['task'], *env.get('more_tasks', [])])}-seed{about['seed']}"
 
 
 def measure_and_show(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -86,3 +87,17 @@ def test_success_in_the_last_chunk_is_success_and_not_a_time_out() -> None:
         torch.zeros(2, 1, 2, 2, 3, dtype=torch.uint8), torch.tensor([4, 0])
     )
     assert step.terminated.tolist() == [True, False] and step.truncated.tolist() == [False, True]
+
+
+def test_every_clip_is_judged_by_the_sentence_of_its_own_row() -> None:
+    asked: list[tuple[int, str]] = []
+
+    class Listener(Brightness):
+        def forward(self, clips: torch.Tensor, instructions: Sequence[str]) -> torch.Tensor:
+            asked.extend(zip(clips[:, -1, 0, 0, 0].tolist(), instructions, strict=True))
+            return super().forward(clips, instructions)
+
+    videos = torch.arange(12, dtype=torch.uint8).view(3, 4, 1, 1, 1).expand(-1, -1, 16, 16, 3)
+    detector = Detector(Listener(2, 1e9), videos[:, 0], ("a", "b", "c"))
+    detector.update(videos[[2, 0], 1:], torch.tensor([2, 0]))
+    assert asked == [(9, "c"), (10, "c"), (11, "c"), (1, "a"), (2, "a"), (3, "a")]

@@ -190,6 +190,8 @@ def test_supervised_training_in_an_actor_is_that_of_one_process_and_goes_on(fake
     found, seen = learned(tmp_path / "ray", ray)
     assert seen == checks and all(torch.equal(found[name], expected[name]) for name in expected)
     assert fake.actors[0].options["num_gpus"] == TWO.learner_gpus and fake.actors[0].dead
+    learned(tmp_path / "no_gpu", replace(ray, cluster=replace(TWO, learner_gpus=0.0)))
+    assert len(fake.actors) == 1, "without a GPU for it the driver trains with all its cores"
     with pytest.raises(KeyboardInterrupt):
         learned(tmp_path / "again", ray, until=8)
     found, _ = learned(tmp_path / "again", ray)
@@ -224,10 +226,14 @@ def test_two_samplers_and_a_learner_do_what_one_process_does(cluster: ClusterCon
 
 
 @pytest.mark.slow
-def test_an_actor_trains_what_one_process_does(cluster: ClusterConfig, tmp_path: Path) -> None:
-    expected, checks = learned(tmp_path / "local", ExecutionConfig())
-    found, seen = learned(tmp_path / "ray", ExecutionConfig(backend="ray", cluster=cluster))
-    assert seen == checks and all(torch.equal(found[name], expected[name]) for name in expected)
+def test_an_actor_trains_what_one_process_does(cluster: ClusterConfig) -> None:
+    own, lesson = Lesson().network(), Lesson()
+    alone, training = lesson.training(own, WHOLE), RayTrainer(cluster, lesson, network := lesson.network())
+    for number in range(FIT.num_steps):
+        assert training.step(number) == alone.step(number)
+    alone.finish(), training.finish()
+    training.close()
+    assert torch.equal(own.weight, network.weight)
 
 
 @pytest.mark.slow

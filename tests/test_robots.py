@@ -194,7 +194,7 @@ def test_it_is_a_chunk_env_that_sends_nothing_of_a_chunk_with_nan(policy: SmallP
     arm = ToyArm()
     env = RobotEnv(toy_setup(arm), Script(), chunk_size=4, max_chunks=2, image_size=32)
     assert isinstance(env, ChunkEnv)
-    assert env.reset(simulator_starts([1], SENTENCE)).frame.shape == (1, 32, 32, 3)
+    assert env.reset(simulator_starts([1], (SENTENCE,))).frame.shape == (1, 32, 32, 3)
     chunk = torch.zeros(1, 4, 4)
     chunk[0, 3, 1] = math.nan
     with pytest.raises(ValueError, match=r"NaN or infinity for lift\.pos"):
@@ -203,4 +203,4 @@ def test_it_is_a_chunk_env_that_sends_nothing_of_a_chunk_with_nan(policy: SmallP
     with pytest.raises(RobotError, match="the policy gives 7 numbers, but the robot has 4 axes"):
         check_policy(toy_setup(), 7)
     with pytest.raises(ValueError, match="one episode at a time, not 2"):
-        env.reset(simulator_starts([1, 2], SENTENCE))
+        env.reset(simulator_starts([1, 2], (SENTENCE,)))

@@ -76,6 +76,12 @@ def test_a_plan_counts_the_demonstrations_of_each() -> None:
     assert counted[1] - counted[0] == one.demos.num_episodes
 
 
+def test_each_task_must_be_tested() -> None:
+    few = replace(recipe("tiny"), env=replace(BOTH, more_tasks=(BUTTON, "door-open-v3", "window-open-v3")))
+    with pytest.raises(ValueError, match=r"evaluate.num_validation 2 is too few starts for 4 tasks in turn"):
+        few.validate()
+
+
 def test_every_row_of_the_dream_has_the_limits_of_its_task() -> None:
     told: list[torch.Tensor] = []
     model = small_world_model()
@@ -128,6 +134,9 @@ def test_no_task_is_seen_more_rosily_than_another_and_the_levels_are_kept(tmp_pa
     level = _level(model, peaks, episodes).reshape(3, 40)
     assert (level[:, ::2] > 0).mean() == pytest.approx(0.5, abs=0.02)
     assert (level[:, 1::2] > 0).mean() == pytest.approx(0.1, abs=0.02)
+    never = [replace(episode, solved_at=-1) if i % 2 else episode for i, episode in enumerate(episodes)]
+    level = _level(judge(), peaks, never).reshape(3, 40)
+    assert not (level[:, 1::2] > 0).any() and (level[:, ::2] > 0).mean() == pytest.approx(0.5, abs=0.02)
     job = finished_run(tmp_path / "run", rounds=1)
     models.save_reward(job.root, model)
     again, clips = models.load_reward(job.root), torch.zeros(2, 2, 32, 32, 3, dtype=torch.uint8)

@@ -123,7 +123,7 @@ def test_an_error_in_a_simulator_process_arrives_with_its_traceback_and_the_proc
     with pytest.raises(RuntimeError) as caught:
         env._workers.each("no such command", [()])
     assert "simulator process 0" in caught.value.__notes__[0] and "Traceback" in caught.value.__notes__[0]
-    assert env.reset(simulator_starts(SEEDS[:1], "drawer open")).frame.shape == (1, 32, 32, 3)
+    assert env.reset(simulator_starts(SEEDS[:1], CONFIG.instructions)).frame.shape == (1, 32, 32, 3)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from wmpo.data.lerobot import append_episodes
 from wmpo.protocols import RewardModel
 from wmpo.reward.detector import Detector, score_video
 from wmpo.reward.vlm_judge import VLMJudge, VLMJudgeConfig
-from wmpo.train.reward import LabelledVideo, RewardTraining, calibrate
+from wmpo.train.reward import LabelledVideo, RewardTraining, calibrate, peaks
 
 transformers = pytest.importorskip("transformers", reason="needs the extra hf: pip install 'wmpo[hf]'")
 from finished_run import recorded  # noqa: E402
@@ -89,7 +90,8 @@ def test_detector_and_calibration_work_with_it(judge: VLMJudge) -> None:
     won, lost = video[best - 1 : best + 1], video[[0, 0]]
     videos = [LabelledVideo(won, 1, *TOLD), LabelledVideo(lost, -1, *TOLD)] * 2
     scores = [float(score_video(judge, v.frames, v.instruction).max()) for v in videos]
-    measured = calibrate(judge, videos, videos, RewardTraining())
+    found = peaks(judge, videos)
+    measured = calibrate(judge, found, found, np.array([v.success for v in videos]), RewardTraining())
     assert judge.threshold == measured["threshold"]
     assert (min(scores) < judge.threshold < max(scores)) == (scores[0] > scores[1])
     judge.threshold = 0.0

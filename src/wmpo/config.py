@@ -285,6 +285,10 @@ class Experiment:
                 f"improve.temperature {playing} must be collect.temperature {collecting}: audits are compared "
                 "with collected episodes (or switch them off: --improve.audit.max-episodes 0)"
             )
+        tested, tasks = self.evaluate, len(self.env.tasks)
+        for name, starts in (("num_test", tested.num_test), ("num_validation", tested.num_validation)):
+            if starts < tasks:
+                raise ValueError(f"evaluate.{name} {starts} is too few starts for {tasks} tasks in turn")
         if self.improve.groups.group_size < 2:
             raise ValueError(f"improve.groups.group_size {self.improve.groups.group_size}: siblings need at least 2")
 

@@ -49,6 +49,8 @@ class Dream:
     high: Float[np.ndarray, " A"]
     workspaces: Workspaces | None = None
     "What the robot's controller makes of the commands."
+    whole_chunks: bool = False
+    "Whether the world model is told chunks, not each frame's own actions."
 
 
 @dataclass(slots=True)
@@ -93,6 +95,10 @@ class DreamVectorEnv(VectorEnv):
             raise ValueError("imagined episodes begin at recorded frames, but there are none")
         if action not in ("chunk", "single"):
             raise ValueError(f"action must be 'chunk' or 'single', not {action!r}")
+        if action == "single" and dream.whole_chunks and dream.chunk_size > dream.world_model.frame_stride:
+            raise ValueError(
+                "this world model is told whole chunks (world_model.frame_actions): action must be 'chunk'"
+            )
         if num_envs < 1 or render_mode not in (None, "rgb_array"):
             raise ValueError(f"num_envs {num_envs} must be at least 1, and render_mode {render_mode!r} 'rgb_array'")
         self.num_envs, self.render_mode, self.dream, self.single = num_envs, render_mode, dream, action == "single"

@@ -109,9 +109,9 @@ def workers(
 def trainer(
     config: ExecutionConfig, spec: TrainingSpec, network: nn.Module, own: Callable[[], Trainer]
 ) -> Iterator[Trainer]:
-    """Who trains ``network``, this process's own: alone, ``own()``; else it and others, or an actor of Ray, which build
-    their parts from ``spec``."""
-    if config.backend == "local":
+    """Who trains ``network``, this process's own: alone, ``own()``; else it and others, or the actor of Ray with the
+    learner's GPU, which build their parts from ``spec``."""
+    if config.backend == "local" or (config.backend == "ray" and not config.cluster.learner_gpus):
         yield own()
         return
     if config.backend == "ray":

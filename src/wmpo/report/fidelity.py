@@ -79,11 +79,12 @@ def _policies(found: Mapping[str, Any]) -> str:
         for p, (real, imagined) in zip(found["policies"], points, strict=True)
     ]
     over = found["over_optimism"]
+    if not isinstance(over, Mapping):  # older files have no interval
+        over = {"points": 100 * over, "interval": None}
     note = (
         f"Over all of them the dream is {signed(over['points'])} points too optimistic "
-        f"({between(over['interval'], sign=True)}), at the threshold with which the last round's policy solved as many "
-        f"as it really did. Correlation r = {number(found['pearson'])}; mean of the largest real difference that the "
-        f"dream ranks wrongly: {number(100 * found['mmrv'], 1)} points."
+        f"({between(over['interval'], sign=True)}). Correlation r = {number(found['pearson'])}; mean of the largest "
+        f"real difference that the dream ranks wrongly: {number(100 * found['mmrv'], 1)} points."
     )
     n = len(found["policies"][0]["real"])
     lead = f"Every round's policy plays {n} validation starts, really and in the last dream."

@@ -18,7 +18,8 @@ ROSY = 0.2  # imagined success this far above the real one is called too optimis
 
 
 def headline(run: Run) -> str:
-    facts = [run.setting("task"), f"seed {run.config.get('seed', '?')}", run.config.get("machine")]
+    tasks = [run.setting("task"), *(run.setting("more_tasks") or ())]
+    facts = [", ".join(filter(None, tasks)), f"seed {run.config.get('seed', '?')}", run.config.get("machine")]
     about = " · ".join(esc(fact) for fact in facts if fact)
     title = f"<h1>{esc(run.path.name)} <small>· {about}</small></h1>"
     if not run.results:

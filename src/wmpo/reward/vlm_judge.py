@@ -58,13 +58,14 @@ class VLMJudgeConfig:
         WeightFolder(self.folder)
 
     def restore(self, about: dict[str, Any]) -> VLMJudge:
-        """The judge with the same threshold."""
-        model = self.build()
+        """The judge of the same task with the same threshold."""
+        model = self.build(about.get("instruction", ""))
         model.threshold = about["threshold"]
         return model
 
-    def build(self) -> VLMJudge:
-        """Raises ValueError that names what is missing or foreign."""
+    def build(self, instruction: str = "") -> VLMJudge:
+        """The judge of one task, whatever clips are called; without it each is judged by its own sentence. Raises
+        ValueError that names what is missing or foreign."""
         self.check_weights()
         folder = WeightFolder(self.folder)
         processor = read_processor(folder.path)
@@ -83,12 +84,12 @@ class VLMJudgeConfig:
             )  # fmt: skip
         content = [{"type": "image"}] * self.window
 
-        def prompt(instruction: str) -> str:
-            text = {"type": "text", "text": self.question.format(instruction=instruction)}
+        def prompt(told: str) -> str:
+            text = {"type": "text", "text": self.question.format(instruction=instruction or told)}
             asked = [{"role": "user", "content": [*content, text]}]
             return str(processor.apply_chat_template(asked, chat_template=template, add_generation_prompt=True))
 
-        return VLMJudge(self, net, processor, prompt, answers).to(best_device()).eval()
+        return VLMJudge(self, net, processor, prompt, answers, instruction).to(best_device()).eval()
 
 
 @contextmanager
@@ -148,15 +149,16 @@ class VLMJudge(nn.Module):
         processor: Any,
         prompt: Callable[[str], str],
         answers: list[list[int]],
+        instruction: str,
     ) -> None:
         super().__init__()
         self.config, self.window, self.threshold = config, config.window, config.threshold
-        self.net, self.prompt = net, prompt
+        self.net, self.prompt, self.instruction = net, prompt, instruction
         self._processor, self._answers = processor, answers
 
     def about(self) -> dict[str, Any]:
         """What ``restore`` needs, as JSON."""
-        return {"config": asdict(self.config), "threshold": self.threshold}
+        return {"config": asdict(self.config), "instruction": self.instruction, "threshold": self.threshold}
 
     @torch.no_grad()
     def forward(self, clips: UInt8[Tensor, "M W h w 3"], instructions: Sequence[str]) -> Float[Tensor, " M"]:

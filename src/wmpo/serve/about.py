@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from wmpo.data.episode import Episode
 from wmpo.data.lerobot import list_episodes, open_lerobot
 from wmpo.data.source import Keys
-from wmpo.data.splits import hold_out
 from wmpo.serve.messages import Refused
 from wmpo.stages import models
 from wmpo.stages.job import Job
@@ -23,6 +22,7 @@ class Choice:
     solved: bool
     steps: int
     held_out: bool
+    instruction: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,8 +82,8 @@ def episode(job: Job, place: int) -> Episode:
 def _choices(job: Job, number: int) -> list[Choice]:
     listed = list_episodes(job.collected_in(number))
     _, held = job.experiment.collect.shares(job.experiment.num_rounds)[number - 1]
-    apart = hold_out([e.success for e in listed], held, [e.instruction for e in listed])
+    apart = job.held_out(listed, held)
     return [
-        Choice(number, e.policy, e.success, e.solved_at if e.success else e.num_actions, i in apart)
+        Choice(number, e.policy, e.success, e.solved_at if e.success else e.num_actions, i in apart, e.instruction)
         for i, e in enumerate(listed)
     ]

@@ -108,6 +108,7 @@ export function trace(place, title, lines, rule, {cursor = null, window = 0, cou
 // The first that shows something is chosen: a solved one, if possible one that nothing has learned from.
 export function fill(select, episodes) {
   select.replaceChildren();
+  const several = new Set(episodes.map(episode => episode.instruction)).size > 1;
   for (const [number, episode] of episodes.entries()) {
     let group = select.querySelector(`optgroup[data-round="${episode.round}"]`);
     if (!group) {
@@ -118,7 +119,8 @@ export function fill(select, episodes) {
       select.append(group);
     }
     const outcome = episode.solved ? `solved after ${episode.steps} steps` : 'not solved';
-    group.append(new Option(`no. ${number}, ${outcome}${episode.held_out ? ', held out' : ''}`, number));
+    const told = several ? `${episode.instruction}, ` : '';
+    group.append(new Option(`no. ${number}, ${told}${outcome}${episode.held_out ? ', held out' : ''}`, number));
   }
   const good = [episodes.findIndex(e => e.solved && e.held_out), episodes.findIndex(e => e.solved)].find(i => i >= 0);
   select.value = good ?? 0;

@@ -35,6 +35,7 @@ def dream_of(run: str | Path) -> Dream:
         low=low,
         high=high,
         workspaces=job.workspaces,
+        whole_chunks=not world_model.config.frame_actions,
     )
 
 

@@ -18,7 +18,7 @@ import torch
 from wmpo.checkpoint import read_json, write_json
 from wmpo.config import Experiment, flatten, from_json, to_json
 from wmpo.data.episode import Episode
-from wmpo.data.lerobot import read_episodes
+from wmpo.data.lerobot import Listed, read_episodes
 from wmpo.data.splits import hold_out
 from wmpo.envs.ledger import Ledger
 from wmpo.envs.recorded import RecordedConfig
@@ -151,10 +151,15 @@ class Job:
         held_out: list[Episode] = []
         for number, (_, held) in enumerate(self.shares(), start=1):
             episodes = read_episodes(self.collected_in(number))
-            apart = hold_out([e.success for e in episodes], held, [e.instruction for e in episodes])
+            apart = self.held_out(episodes, held)
             learn += [episode for i, episode in enumerate(episodes) if i not in apart]
             held_out += [episodes[i] for i in sorted(apart)]
         return learn, held_out
+
+    def held_out(self, episodes: Sequence[Episode] | Sequence[Listed], count: int) -> set[int]:
+        """Which of a round's collection only measure."""
+        told = [episode.instruction for episode in episodes] if len(self.experiment.env.tasks) > 1 else []
+        return hold_out([episode.success for episode in episodes], count, told)
 
     def executed(self, episodes: Sequence[Episode]) -> list[Episode]:
         """Episodes as a world model sees them: with what the controller made of the commands."""

@@ -47,7 +47,7 @@ from wmpo.stages.pretrain import pretrained_path
 from wmpo.stages.record import demonstrate, play
 from wmpo.stages.rounds import begins_with, counted_on, dream_of, policy_of
 from wmpo.train.fit import fit
-from wmpo.train.reward import RewardNet, calibrate, real_videos, replayed_videos, threshold_of
+from wmpo.train.reward import RewardNet, calibrate, peaks, real_videos, replayed_videos, threshold_of
 from wmpo.train.tokenizer import train_tokenizer
 from wmpo.train.wmpo import AuditPolicy
 from wmpo.train.wmpo import improve as train_in_imagination
@@ -175,10 +175,12 @@ def reward(job: Job) -> None:
     stride, chunk_size = dream.frame_stride, experiment.policy.chunk_size
     learn, held_out = map(job.executed, job.collected())
     net = _success_classifier(job, dream, learn, log)
-    real = real_videos(held_out, stride)
-    imagined = replayed_videos(held_out, replay(dream, held_out, chunk_size, seed=job.seed), stride)
+    real = peaks(net, real_videos(held_out, stride))  # before imagined logits are levelled, task by task
     on_policy = _on_policy(job, dream, net) if experiment.reward_training.on_policy else {}
-    measured = calibrate(net, real, imagined, experiment.reward_training, matched=on_policy.get("threshold"))
+    replays = replay(dream, held_out, chunk_size, seed=job.seed)
+    imagined = peaks(net, replayed_videos(held_out, replays, stride))
+    truth = np.array([episode.success for episode in held_out])
+    measured = calibrate(net, real, imagined, truth, experiment.reward_training, matched=on_policy.get("threshold"))
     models.save_reward(folder, net)
     figures = "; ".join(
         f"{name}: TPR {m['tpr']:.2f} FPR {m['fpr']:.2f} J {m['j']:.2f} F1 {m['f1']:.2f} "
@@ -223,8 +225,8 @@ def _level(net: SmallReward, peak: np.ndarray, episodes: list[Episode]) -> np.nd
     peak = peak.reshape(-1, len(episodes)).copy()
     for place, sentence in enumerate(net.instructions):
         own = told == sentence
-        if own.any() and 0 < (rate := float(solved[own].mean())) < 1:
-            level = threshold_of(peak[:, own].ravel(), rate)
+        if own.any():  # none is solved above the highest of them, where none was really solved
+            level = threshold_of(peak[:, own].ravel(), float(solved[own].mean()))
             net.levels[place] += level
             peak[:, own] -= level
     return peak.ravel()
@@ -234,7 +236,8 @@ def _success_classifier(job: Job, dream: WorldModelNet, learn: list[Episode], lo
     """Trained on real frames and imagined replays; a vision-language model judges as it is."""
     config, experiment = job.experiment.reward, job.experiment
     if isinstance(config, VLMJudgeConfig):
-        return config.build()
+        told = experiment.env.instructions
+        return config.build(told[0] if len(told) == 1 else "")
     net, spec = new_reward(job), RewardSpec(*fields_of(job))
     with trainer(experiment.execution, spec, net, partial(spec.begin, job, net, dream, learn)) as training:
         fit(training, experiment.reward_training.fit, checkpoint=job.folder.checkpoint("reward"), log=log)

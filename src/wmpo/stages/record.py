@@ -148,7 +148,12 @@ def taken_from(job: Job, source: Path, first: int, count: int, more: str, split:
     opened = open_lerobot(source, Keys())
     episodes = list(islice(opened.episodes, first, first + count))
     env, seen = job.experiment.env, episodes[0].views
-    size = env.image_size
+    size, told = env.image_size, {episode.instruction for episode in episodes}
+    if len(env.tasks) > 1 and (other := told - set(env.instructions)):
+        raise ValueError(
+            f"{source} has episodes of {other.pop()!r}, which is none of this run's tasks (--env.task, "
+            f"--env.more-tasks): {', '.join(env.instructions)}"
+        )
     if len(seen) != len(env.views) or (len(seen) > 1 and seen != env.views):
         raise ValueError(
             f"{source} has the cameras {', '.join(seen)} where this run has {', '.join(env.views)}; wmpo data import "

@@ -181,26 +181,26 @@ def threshold_of(peaks: Float[np.ndarray, " n"], rate: float) -> float:
 
 def calibrate(
     model: RewardModel,
-    real: Sequence[LabelledVideo],
-    imagined: Sequence[LabelledVideo],
+    real: Float[np.ndarray, " n"],
+    imagined: Float[np.ndarray, " n"],
+    truth: Bool[np.ndarray, " n"],
     config: RewardTraining,
     *,
     matched: float | None = None,
 ) -> dict[str, Any]:
-    """Chooses a threshold for real videos and one for imagined ones on held-out episodes, and measures both.
+    """Chooses a threshold for real videos and one for imagined ones on held-out episodes, by their :func:`peaks`, and
+    measures both.
 
     Imagination is blurred, so the same logit means less there; its threshold stays with the model. In the figures each
     episode is judged at the threshold that the others chose, or at ``matched``: the threshold for imagined videos, if
     it was found elsewhere (:func:`threshold_of`).
     """
-    truth = np.array([video.success for video in real])
 
     def choose(score: Float[np.ndarray, " n"], truth: Bool[np.ndarray, " n"]) -> float:
         return best_threshold(score, truth, config.target, config.max_fpr)
 
     measured: dict[str, Any] = {}
-    for name, videos in (("real", real), ("imagined", imagined)):
-        score = peaks(model, videos)
+    for name, score in (("real", real), ("imagined", imagined)):
         threshold = choose(score, truth)
         predicted = np.array([score[i] > _without(i, score, truth, choose, threshold) for i in range(len(truth))])
         if name == "imagined" and matched is not None:
