@@ -1,97 +1,127 @@
 """Is a dream that lies found out? A world model that has seen successes only turns failures into successes.
 
     python benchmarks/planted_failure.py runs/drawer-open-v3-seed0 [...]
+    python benchmarks/planted_failure.py --show
 
 The first round of a finished run again with an audit after every iteration of improve: once in its own dream, and once
-in that of a world model that learns from the same episodes without the failures (the success classifier, trained anew
-on its replays, learns from all). What is said at each audit, and when, is kept in results/planted_failure.
+in that of a world model from scratch that learns from the successes among the same episodes (pretrained ones have seen
+how things fail; the success classifier, trained anew, learns from all). Audits replay 64 real episodes of the policy as
+it is: 16 held-out ones and more from validation starts, since the interval of J over 16 holds 0 for good dreams too.
+What is said at each audit is kept in results/planted_failure.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import shutil
 import sys
 import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from finished_runs import named
+from finished_runs import measure_and_show
 
 from wmpo.checkpoint import read_json, write_json
 from wmpo.data.episode import Episode
+from wmpo.data.splits import start_seeds
+from wmpo.envs.simulated import Purpose
 from wmpo.report.run import RunFolder
 from wmpo.stages import learn as stages
 from wmpo.stages.job import Job, commit, existing_job
+from wmpo.stages.record import play
+from wmpo.stages.rounds import policy_of
 
 RESULTS = Path(__file__).parent / "results" / "planted_failure"
+AUDITED, ITERATIONS, FIRST_START = 64, 2, 30_000
 
 
-class SuccessesOnly(Job):
-    """Learns from no failure."""
+@dataclass
+class Watched(Job):
+    """Knows more episodes to audit with."""
+
+    more: list[Episode] = field(default_factory=list)
+    failures: bool = True
+    "Whether anything is learned from failures."
 
     def collected(self) -> tuple[list[Episode], list[Episode]]:
         learn, held_out = super().collected()
-        return [episode for episode in learn if episode.success], held_out
+        return [e for e in learn if self.failures or e.success], held_out + self.more
 
 
-def one_round(run: Path, scratch: Path, *, dream: bool) -> RunFolder:
-    """A copy of the first round's policies, and with ``dream`` of its world model and classifier, as a run of one round
-    with audits."""
-    copy, stages, models = scratch / run.name, ["demos", "sft", "collect", "tokenizer", "clone"], ["base", "cloned"]
-    if dream:
-        stages, models = [*stages, "world-model", "reward"], [*models, "world_model", "reward"]
+def one_round(run: Path, scratch: Path, *, own_dream: bool) -> RunFolder:
+    """A copy of the first round's policies, perhaps of its world model and classifier, as a run of one round."""
+    copy, names, models = scratch / run.name, ["demos", "sft", "collect", "clone"], ["base", "cloned"]
+    if own_dream:
+        names, models = [*names, "tokenizer", "world-model", "reward"], [*models, "tokenizer", "world_model", "reward"]
     shutil.copytree(run / "data", copy / "data")
-    names = [f"models/{name}.safetensors" for name in (*models, "tokenizer")] + [
-        f"stages/{name}.json" for name in stages
-    ]
-    for file in names:
+    for file in (*(f"models/{name}.safetensors" for name in models), *(f"stages/{name}.json" for name in names)):
         (copy / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(run / file, copy / file)
     found = read_json(run / "config.json")
     config = found["config"]
-    rounds, collect = config["num_rounds"], config["collect"]
-    num_episodes, num_held_out = existing_job(run).experiment.collect.shares(rounds)[0]
-    config["collect"] = collect | {"num_episodes": num_episodes, "num_held_out": num_held_out}
-    config["improve"]["audit"] |= {"every": 1, "num_episodes": num_held_out, "max_episodes": 4 * num_held_out}
+    num_episodes, num_held_out = existing_job(run).experiment.collect.shares(config["num_rounds"])[0]
+    config["collect"] |= {"num_episodes": num_episodes, "num_held_out": num_held_out}
+    audits = {"every": 1, "num_episodes": AUDITED, "max_episodes": ITERATIONS * AUDITED}
+    config["improve"] |= {"num_iterations": ITERATIONS, "audit": audits}
     config["num_rounds"] = 1
+    if not own_dream:
+        config["world_model"]["pretrained"] = "none"
     write_json(copy / "config.json", found)
     return RunFolder(copy)
 
 
-def measure(run: Path, *, failures: bool) -> dict[str, Any]:
+def fresh(run: Path, count: int) -> list[Episode]:
+    """Further real episodes of the base policy, as it was collected with."""
+    with existing_job(run) as job:
+        temperature = job.experiment.collect.temperature
+        env = job.real_env(Purpose("fidelity", "base", temperature, job.seed), frame_stride=1)
+        seeds = start_seeds("validation", job.seed, FIRST_START, count)
+        return play(env, policy_of(job, 1), seeds, job, temperature=temperature, policy_name="base")
+
+
+def in_dream(run: Path, more: list[Episode], *, planted: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=run.parent) as scratch:
-        place = one_round(run, Path(scratch), dream=failures)
-        with existing_job(place.path) as job:
-            job.quiet = False
-            if not failures:
-                stages.world_model(SuccessesOnly(place, job.experiment, job.seed))
-                stages.reward(job)
+        place = one_round(run, Path(scratch), own_dream=not planted)
+        made = existing_job(place.path)
+        with Watched(place, made.experiment, made.seed, more=more, failures=not planted) as job:
+            if planted:
+                stages.tokenizer(job)
+                stages.world_model(job)
+                with Watched(place, made.experiment, made.seed, more=more) as judge:
+                    stages.reward(judge)
             stages.improve(job)
             summary = job.folder.summary("improve") or {}
-    return {key: summary[key] for key in ("audits", "stopped", "kept_iteration")}
+            reward = (job.folder.summary("reward") or {})["imagined"]
+    kept = {key: summary[key] for key in ("audits", "stopped", "kept_iteration")}
+    return kept | {"imagined": {key: reward[key] for key in ("tpr", "fpr", "j", "n", "called")}}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path)
-    args = parser.parse_args()
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    for run in args.runs:
-        name = named(run)
-        path = RESULTS / f"{name}.json"
-        if not path.exists():
-            found = {seen: measure(run, failures=seen == "all") for seen in ("all", "successes only")}
-            path.write_text(json.dumps(found | {"command": " ".join(sys.argv), "commit": commit()}, indent=1) + "\n")
-        for seen, result in json.loads(path.read_text()).items():
-            if seen in ("command", "commit"):
-                continue
-            print(f"{name}, world model of {seen}: kept {result['kept_iteration']}; {result['stopped']}")
-            for audit in result["audits"]:
-                figures = f"real {audit['real']:.2f}, imagined {audit['imagined']:.2f}, J {audit['j']}"
-                print(f"  {audit['iteration']}: {figures}; {audit['warning'] or audit['verdict']}")
+def measure(run: Path) -> dict[str, Any]:
+    config = read_json(run / "config.json")
+    first = existing_job(run).experiment.collect.shares(config["config"]["num_rounds"])[0]
+    more = fresh(run, AUDITED - first[1])
+    found = {name: in_dream(run, more, planted=name == "planted") for name in ("own", "planted")}
+    about = {"task": config["config"]["env"]["task"], "seed": config["seed"]}
+    return about | found | {"command": " ".join(["python", *sys.argv]), "commit": commit()}
+
+
+def show(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "| task | seed | dream | after | real | imagined | J (95 %) | what is said |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        for name in ("own", "planted"):
+            for audit in row[name]["audits"]:
+                low, high = audit["j_interval"]
+                j = "" if audit["j"] is None else f"{audit['j']:+.2f} [{low:+.2f}, {high:+.2f}]"
+                said = audit["warning"].split(";")[0] or "nothing"
+                rates = f"{100 * audit['real']:.0f} % | {100 * audit['imagined']:.0f} %"
+                lines.append(
+                    f"| {row['task']} | {row['seed']} | {name} | {audit['iteration']} | {rates} | {j} | {said} |"
+                )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    main()
+    measure_and_show(__doc__, RESULTS, measure, show)
