@@ -37,21 +37,36 @@ def rates(row: dict[str, Any], side: str) -> list[float]:
 
 def show(rows: list[dict[str, Any]]) -> str:
     """A line for each run, and one for the policies of all runs of a task together."""
-    head = "| task | seed | policies | Pearson | MMRV | too high by, points (95 %) | J | AUROC of the signs |"
-    lines = [head, "|---|---|---|---|---|---|---|---|"]
+    head = (
+        "| task | seed | policies | Pearson | MMRV | too high by, points (95 %) | calibrated | J | AUROC of the signs |"
+    )
+    lines = [head, "|---|---|---|---|---|---|---|---|---|"]
     for row in rows:
-        over = row["over_optimism"]
+        over = [
+            f"{row[name]['points']:+.0f} [{row[name]['interval'][0]:+.0f}, {row[name]['interval'][1]:+.0f}]"
+            for name in ("over_optimism", "calibrated")
+        ]
         lines.append(
             f"| {row['task']} | {row['seed']} | {len(row['policies'])} | {_text(row['pearson'])} | {row['mmrv']:.3f} | "
-            f"{over['points']:+.0f} [{over['interval'][0]:+.0f}, {over['interval'][1]:+.0f}] | "
+            f"{over[0]} | {over[1]} | "
             f"{row['rounds'][-1]['rates']['j']:.2f} | {_text(row['signs']['areas']['combined'])} |"
         )
+    figures = [
+        np.mean([row["pearson"] for row in rows if row["pearson"] is not None]), np.mean([row["mmrv"] for row in rows]),
+        *(np.mean([row[name]["points"] for row in rows]) for name in ("over_optimism", "calibrated")),
+        np.mean([row["rounds"][-1]["rates"]["j"] for row in rows]),
+        np.mean([row["signs"]["areas"]["combined"] for row in rows]),
+    ]  # fmt: skip
+    texts = [
+        f"{value:{form}}" for value, form in zip(figures, (".2f", ".3f", "+.0f", "+.0f", ".2f", ".2f"), strict=True)
+    ]
+    lines.append(f"| **mean** | | | {' | '.join(texts)} |")
     for task in dict.fromkeys(row["task"] for row in rows):
         found = [row for row in rows if row["task"] == task]
         imagined, real = ([rate for row in found for rate in rates(row, side)] for side in ("imagined", "real"))
         lines.append(
             f"| **{task}** | all | {len(real)} | {pearson(imagined, real):.2f} | "
-            f"{mean_max_rank_violation(imagined, real):.3f} | {100 * (np.mean(imagined) - np.mean(real)):+.0f} | | |"
+            f"{mean_max_rank_violation(imagined, real):.3f} | {100 * (np.mean(imagined) - np.mean(real)):+.0f} | | | |"
         )
     return "\n".join(lines)
 

@@ -17,6 +17,7 @@ from wmpo.evaluation.hallucination import SIGNS, Signs, areas, left_reality, sig
 from wmpo.evaluation.hand import HandReader, learn_to_read
 from wmpo.evaluation.statistics import auroc, mean_max_rank_violation, pearson
 from wmpo.evaluation.world_model import replay, replay_steps
+from wmpo.stages.fidelity import agreement
 
 
 def block(length: int, speed: int, size: int = 32) -> Tensor:
@@ -145,3 +146,13 @@ def test_rank_violations_by_hand() -> None:
 
 def test_correlation_needs_policies_that_differ() -> None:
     assert pearson([0.1, 0.2, 0.3], [0.2, 0.4, 0.6]) == pytest.approx(1) and math.isnan(pearson([0.1, 0.1], [0, 1]))
+
+
+def test_what_is_known_of_the_policies_that_played_calibrates_the_others() -> None:
+    policies = [{"real": [True, False, True, False], "imagined": [True, True, True, False]}] * 2
+    played = [{"policy": "base", "real": 0.25, "imagined": 0.5}, {"policy": "round 1", "real": 0.5, "imagined": 0.55}]
+    found = agreement(policies, played)
+    assert found["over_optimism"]["points"] == pytest.approx(25)
+    assert found["calibrated"]["points"] == pytest.approx(25 - (25 + 5) / 2)
+    low, high = found["calibrated"]["interval"]
+    assert low < 10 < high and found["pearson"] is None

@@ -81,10 +81,18 @@ def _policies(found: Mapping[str, Any]) -> str:
     over = found["over_optimism"]
     if not isinstance(over, Mapping):  # older files have no interval
         over = {"points": 100 * over, "interval": None}
+    calibrated = found.get("calibrated")
+    if isinstance(calibrated, Mapping):
+        less = (
+            f", {signed(calibrated['points'])} ({between(calibrated['interval'], sign=True)}) less what it was for the "
+            "policies that played the P episodes"
+        )
+    else:
+        less = ""
     note = (
         f"Over all of them the dream is {signed(over['points'])} points too optimistic "
-        f"({between(over['interval'], sign=True)}). Correlation r = {number(found['pearson'])}; mean of the largest "
-        f"real difference that the dream ranks wrongly: {number(100 * found['mmrv'], 1)} points."
+        f"({between(over['interval'], sign=True)}){less}. Correlation r = {number(found['pearson'])}; mean of the "
+        f"largest real difference that the dream ranks wrongly: {number(100 * found['mmrv'], 1)} points."
     )
     n = len(found["policies"][0]["real"])
     lead = f"Every round's policy plays {n} validation starts, really and in the last dream."
