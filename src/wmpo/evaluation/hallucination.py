@@ -40,7 +40,7 @@ class Signs:
     instability: Float[np.ndarray, " n"]
     "Difference to the same chunk integrated in twice as many steps: a flow that bends does not know where to go."
     variance: Float[np.ndarray, " n"]
-    "Difference to the same episode imagined from the start under other noise."
+    "Difference to a second dream: the same episode imagined from the start under other noise, in twice as many steps."
     motion: Float[np.ndarray, " n"]
     "Difference to the chunk before."
     episode: list[int]
@@ -56,7 +56,7 @@ def signs(
     model: WorldModel, finer: WorldModel, episodes: Sequence[Episode], videos: Videos, chunk_size: int, *, seed: int
 ) -> Signs:
     """Of the replays ``videos``, made with ``seed``; ``finer`` is the same model with twice the sampling steps."""
-    others = replay(model, episodes, chunk_size, seed=seed + 1)
+    others = replay(finer, episodes, chunk_size, seed=seed + 1)
     found: dict[tuple[int, int], dict[str, float]] = {}
     for step in replay_steps(model, episodes, chunk_size, seed=seed):
         last, at = step.frames[:, -1], (step.chunk + 1) * (chunk_size // model.frame_stride)

@@ -20,7 +20,7 @@ METRICS = {
 SIGNS = {
     "round_trip": "changes when encoded and decoded once more",
     "instability": "differs when the flow takes twice as many steps",
-    "variance": "differs under other noise",
+    "variance": "differs in a second dream, under other noise and in finer steps",
     "combined": "the last two together",
 }
 
