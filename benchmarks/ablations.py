@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from finished_runs import again, named
+from finished_runs import again, command, named
 
 from wmpo.evaluation.statistics import paired_difference
 
@@ -70,7 +69,7 @@ def measure(run: Path, name: str) -> dict[str, Any]:
         "collected": stages["collect"]["success"],
         "stopped": stages["improve"]["stopped"],
     }
-    return found | {"variant": name, "settings": variant.settings, "command": " ".join(sys.argv)} | figures
+    return found | {"variant": name, "settings": variant.settings, "command": command(run)} | figures
 
 
 def show(rows: list[dict[str, Any]]) -> str:

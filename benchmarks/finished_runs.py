@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,6 +24,11 @@ def named(run: Path) -> str:
     about = read_json(run / "config.json")
     env = about["config"]["env"]
     return f"{'+'.join([env['task'], *env.get('more_tasks', [])])}-seed{about['seed']}"
+
+
+def command(run: Path) -> str:
+    """What to type to measure it again, wherever its folder lies."""
+    return f"python benchmarks/{Path(sys.argv[0]).name} runs/{named(run)}"
 
 
 def measure_and_show(

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from finished_runs import again, named
+from finished_runs import again, command, named
 
 from wmpo.evaluation.statistics import paired_difference
 from wmpo.stages.job import existing_job
@@ -36,7 +35,7 @@ def measure(run: Path, guard: str) -> dict[str, Any]:
     found = again(run, existing_job(run).experiment.num_rounds, "improve", GUARDS[guard])
     improve = found.pop("stages")["improve"]
     kept = {key: improve.get(key) for key in ("kept_iteration", "stopped", "guards", "audits")}
-    return found | {"guard": guard, "settings": GUARDS[guard], "command": " ".join(sys.argv)} | kept
+    return found | {"guard": guard, "settings": GUARDS[guard], "command": command(run)} | kept
 
 
 def show(rows: list[dict[str, Any]]) -> str:

@@ -13,13 +13,12 @@ What is said at each audit is kept in results/planted_failure.
 from __future__ import annotations
 
 import shutil
-import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from finished_runs import measure_and_show
+from finished_runs import command, measure_and_show
 
 from wmpo.checkpoint import read_json, write_json
 from wmpo.data.episode import Episode
@@ -102,7 +101,7 @@ def measure(run: Path) -> dict[str, Any]:
     more = fresh(run, AUDITED - first[1])
     found = {name: in_dream(run, more, planted=name == "planted") for name in ("own", "planted")}
     about = {"task": config["config"]["env"]["task"], "seed": config["seed"]}
-    return about | found | {"command": " ".join(["python", *sys.argv]), "commit": commit()}
+    return about | found | {"command": command(run), "commit": commit()}
 
 
 def show(rows: list[dict[str, Any]]) -> str:

@@ -12,14 +12,13 @@ another matter: ``wmpo run quickstart --world-model.pretrained none``.
 from __future__ import annotations
 
 import shutil
-import sys
 import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from finished_runs import measure_and_show
+from finished_runs import command, measure_and_show
 
 from wmpo.data.episode import Episode
 from wmpo.report.run import RunFolder
@@ -61,8 +60,7 @@ def measure(run: Path) -> dict[str, Any]:
                 about = {"budget": budget, "learned": len(few), "pretrained": pretrained}
                 rows.append(about | {key: found[key] for key in ("distance", "tokenizer_distance", "seconds")})
         env = job.experiment.env
-    command = " ".join(["python", *sys.argv])
-    return {"task": env.tasks[0], "seed": job.seed, "command": command, "commit": commit(), "rows": rows}
+    return {"task": env.tasks[0], "seed": job.seed, "command": command(run), "commit": commit(), "rows": rows}
 
 
 def show(rows: list[dict[str, Any]]) -> str:
