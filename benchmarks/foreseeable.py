@@ -10,12 +10,11 @@ counts towards P: nothing learns from them. Outcomes are kept in results/foresee
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from finished_runs import measure_and_show
+from finished_runs import command, measure_and_show
 
 from wmpo.data.episode import Episode
 from wmpo.data.lerobot import read_episodes
@@ -49,7 +48,7 @@ def measure(run: Path) -> dict[str, Any]:
         outcomes = {str(noise): [again(sim, episode, noise) for episode in episodes] for noise in NOISE}
     real = [episode.success for episode in episodes]
     return {
-        "command": " ".join(["python", *sys.argv]), "commit": commit(), "task": config.task, "seed": job.seed,
+        "command": command(run), "commit": commit(), "task": config.task, "seed": job.seed,
         "millimetres": millimetres, "real": real, "again": outcomes,
     }  # fmt: skip
 
