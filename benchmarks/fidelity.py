@@ -51,15 +51,13 @@ def show(rows: list[dict[str, Any]]) -> str:
             f"{over[0]} | {over[1]} | "
             f"{row['rounds'][-1]['rates']['j']:.2f} | {_text(row['signs']['areas']['combined'])} |"
         )
-    figures = [
-        np.mean([row["pearson"] for row in rows if row["pearson"] is not None]), np.mean([row["mmrv"] for row in rows]),
-        *(np.mean([row[name]["points"] for row in rows]) for name in ("over_optimism", "calibrated")),
-        np.mean([row["rounds"][-1]["rates"]["j"] for row in rows]),
-        np.mean([row["signs"]["areas"]["combined"] for row in rows]),
-    ]  # fmt: skip
-    texts = [
-        f"{value:{form}}" for value, form in zip(figures, (".2f", ".3f", "+.0f", "+.0f", ".2f", ".2f"), strict=True)
-    ]
+    means = {
+        ".2f": [row["pearson"] for row in rows], ".3f": [row["mmrv"] for row in rows],
+        "+.0f": [row["over_optimism"]["points"] for row in rows], "+.1f": [row["calibrated"]["points"] for row in rows],
+        "5.2f": [row["rounds"][-1]["rates"]["j"] for row in rows],
+        "6.2f": [row["signs"]["areas"]["combined"] for row in rows],
+    }  # fmt: skip
+    texts = [f"{_mean(values):{form}}".strip() for form, values in means.items()]
     lines.append(f"| **mean** | | | {' | '.join(texts)} |")
     for task in dict.fromkeys(row["task"] for row in rows):
         found = [row for row in rows if row["task"] == task]
@@ -69,6 +67,12 @@ def show(rows: list[dict[str, Any]]) -> str:
             f"{mean_max_rank_violation(imagined, real):.3f} | {100 * (np.mean(imagined) - np.mean(real)):+.0f} | | | |"
         )
     return "\n".join(lines)
+
+
+def _mean(values: list[float | None]) -> float:
+    """Of those that are defined."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else float("nan")
 
 
 def _text(value: float | None) -> str:
