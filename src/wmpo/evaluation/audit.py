@@ -12,7 +12,7 @@ from wmpo.data.episode import Episode
 from wmpo.evaluation.statistics import Rates, newcombe, rates, wilson
 from wmpo.evaluation.world_model import replay
 from wmpo.protocols import RewardModel, WorldModel
-from wmpo.reward.detector import shows_success
+from wmpo.reward.detector import show_success
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +66,7 @@ def judge(
 ) -> Audit:
     """Replays the recorded actions and compares the reward model's verdict with what happened."""
     videos = replay(world_model, episodes, chunk_size, seed=seed)
-    shown = [shows_success(reward_model, v, e.instruction) for v, e in zip(videos, episodes, strict=True)]
-    imagined = np.array(shown)
+    imagined = show_success(reward_model, videos, [episode.instruction for episode in episodes])
     truth = np.array([episode.success for episode in episodes])
     found = rates(imagined, truth)
     return Audit(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from wmpo.division import Division
@@ -41,6 +44,31 @@ class TrainerPart(Trainer, Protocol):
     def average(self) -> Mapping[str, Tensor]: ...
 
     def targets(self) -> Mapping[str, Tensor]: ...
+
+
+class DistantTrainer(ABC):
+    """What a :class:`wmpo.protocols.Trainer` does whose training is elsewhere. ``network`` is this process's own and
+    whole: its weights are those to begin with, and averaged ones come back into it."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self._network = network.eval()
+        self.restore({f"model.{name}": tensor for name, tensor in network.state_dict().items()})
+
+    @abstractmethod
+    def restore(self, tensors: Mapping[str, Tensor]) -> None: ...
+
+    @abstractmethod
+    def average(self) -> Mapping[str, Tensor]:
+        """The weights that are kept, by name."""
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        self.finish()
+        with torch.no_grad():
+            yield
+
+    def finish(self) -> None:
+        self._network.load_state_dict(dict(self.average()))
 
 
 class TrainingSpec(Protocol):

@@ -8,8 +8,7 @@ replaced and its episodes are played again to the same tokens.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from wmpo.division import WHOLE
-from wmpo.execution.local import LocalSampler, TrainingSpec, WorkerSpec
+from wmpo.execution.local import DistantTrainer, LocalSampler, TrainingSpec, WorkerSpec
 from wmpo.protocols import TrainablePolicy
 from wmpo.rl.grpo import GRPOConfig, GRPOLearner
 from wmpo.types import Minibatch, Rollouts, Starts, concatenate
@@ -302,25 +301,18 @@ class RayLearner:
         self._learner.close()
 
 
-class RayTrainer:
-    """A :class:`wmpo.protocols.Trainer` in an actor, where the learner's GPU is. ``network`` is the driver's own: its
-    weights are those to begin with, and averaged ones come back into it."""
+class RayTrainer(DistantTrainer):
+    """A :class:`wmpo.protocols.Trainer` in an actor, where the learner's GPU is; ``network`` is the driver's own."""
 
     def __init__(self, config: ClusterConfig, spec: TrainingSpec, network: nn.Module) -> None:
-        self._network, self._trainer = network.eval(), _Alone(_Trainer, config.learner_gpus, spec)
-        self.restore({f"model.{name}": tensor for name, tensor in network.state_dict().items()})
+        self._trainer = _Alone(_Trainer, config.learner_gpus, spec)
+        super().__init__(network)
 
     def step(self, number: int) -> float:
         return self._trainer.ask("step", number)
 
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        self.finish()
-        with torch.no_grad():
-            yield
-
-    def finish(self) -> None:
-        self._network.load_state_dict(self._trainer.ask("average"))
+    def average(self) -> Mapping[str, Tensor]:
+        return self._trainer.ask("average")
 
     def save(self) -> Mapping[str, Tensor]:
         return self._trainer.ask("save")

@@ -7,14 +7,13 @@ what one would, up to rounding. Checkpoints are whole: any number of ranks can g
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from wmpo.division import cut
-from wmpo.execution.local import TrainingSpec
+from wmpo.execution.local import DistantTrainer, TrainingSpec
 from wmpo.execution.parallel import Layout, Team, gathered, shard, spread
 
 
@@ -34,26 +33,19 @@ class Ranks:
         return self._team.total(value)
 
 
-class TeamTrainer:
-    """A :class:`wmpo.protocols.Trainer` of all ranks. ``network`` is whole and rank 0's own: its weights are those that
-    all begin with, and averaged ones come back into it."""
+class TeamTrainer(DistantTrainer):
+    """A :class:`wmpo.protocols.Trainer` of all ranks; ``network`` is rank 0's own."""
 
     def __init__(self, team: Team, spec: TrainingSpec, network: nn.Module, *, shards: int = 0) -> None:
-        self.team, self._network = team, network.eval()
+        self.team = team
         team.call(_begin, spec, shards)
-        self.restore({f"model.{name}": tensor for name, tensor in network.state_dict().items()})
+        super().__init__(network)
 
     def step(self, number: int) -> float:
         return self.team.call(_step, number)[0]
 
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        self.finish()
-        with torch.no_grad():
-            yield
-
-    def finish(self) -> None:
-        self._network.load_state_dict(self.team.call(_average)[0])
+    def average(self) -> Mapping[str, Tensor]:
+        return self.team.call(_average)[0]
 
     def save(self) -> Mapping[str, Tensor]:
         return self.team.call(_save)[0]

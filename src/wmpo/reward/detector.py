@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from wmpo.protocols import RewardModel
@@ -57,9 +58,12 @@ def first_above(logits: Float[Tensor, "R F"], threshold: float) -> Int[Tensor, "
     return torch.where(above.any(dim=1), above.int().argmax(dim=1) + 1, 0)
 
 
-def shows_success(model: RewardModel, video: UInt8[Tensor, "L h w 3"], instruction: str) -> bool:
-    """Whether any frame after the first is called solved."""
-    return bool((score_video(model, video, instruction) > model.threshold).any())
+def show_success(
+    model: RewardModel, videos: Sequence[UInt8[Tensor, "_ h w 3"]], instructions: Sequence[str]
+) -> Bool[np.ndarray, " n"]:
+    """Of each video, whether any frame after the first is called solved."""
+    scores = (score_video(model, video, told) for video, told in zip(videos, instructions, strict=True))
+    return np.array([bool((logits > model.threshold).any()) for logits in scores])
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from wmpo.nn import ResidualConv, autocast, best_device, check_frames, to_unit
@@ -96,12 +96,14 @@ class SmallReward(nn.Module):
         check_frames(clips, self.image_size, self.views, "success classifier")
         device = next(self.parameters()).device
         images = to_unit(clips.to(device)).flatten(1, 2).contiguous(memory_format=torch.channels_last)
-        if len(self.instructions) <= 1:
-            with autocast(device):
-                return self.net(images).float().squeeze(1).cpu()
+        task = self._places(instructions).to(device) if len(self.instructions) > 1 else None
+        with autocast(device):
+            features = self.net[:HIDDEN](images)
+            logits = self.net[HIDDEN:](features if task is None else features + self.task(task)).float().squeeze(1)
+        return (logits if task is None else logits - self.levels[task]).cpu()
+
+    def _places(self, instructions: Sequence[str]) -> Int[Tensor, " M"]:
+        """Of the tasks that these sentences name."""
         if unknown := set(instructions) - set(self.instructions):
             raise ValueError(f"{unknown.pop()!r} is none of this classifier's tasks: {', '.join(self.instructions)}")
-        task = torch.tensor([self.instructions.index(sentence) for sentence in instructions], device=device)
-        with autocast(device):
-            logits = self.net[HIDDEN:](self.net[:HIDDEN](images) + self.task(task))
-        return (logits.float().squeeze(1) - self.levels[task]).cpu()
+        return torch.tensor([self.instructions.index(sentence) for sentence in instructions])

@@ -25,7 +25,7 @@ from wmpo.evaluation.policy import decoding
 from wmpo.evaluation.statistics import mean_interval, mean_max_rank_violation, paired_difference, pearson, rates
 from wmpo.evaluation.world_model import replay
 from wmpo.report.run import StageLog
-from wmpo.reward.detector import shows_success
+from wmpo.reward.detector import show_success
 from wmpo.rollout.run import run_episodes
 from wmpo.stages import models
 from wmpo.stages.guards import imagined_starts
@@ -53,7 +53,7 @@ def fidelity(job: Job) -> None:
         over = rounds[-1]["over_optimism"]["points"]
         text = f"replays too often solved by {over:+.0f} points; policies cannot be played without a simulator"
     else:
-        found["policies"], found["known"] = _policies(job, log), known(job)
+        found["policies"], found["known"] = _policies(job, log), known_policies(job)
         found |= agreement(found["policies"], found["known"])
         text = (
             f"imagined against real success of {len(found['policies'])} policies: r = {_text(found['pearson'])}, too "
@@ -78,8 +78,7 @@ def _checkpoint(job: Job, number: int, held_out: Sequence[Episode], reader: Hand
         )
         for name, shown in (("imagined", videos), ("tokenizer", by_tokenizer))
     }
-    shown = [shows_success(dream.reward_model, v, e.instruction) for v, e in zip(videos, held_out, strict=True)]
-    called = np.array(shown)
+    called = show_success(dream.reward_model, videos, [episode.instruction for episode in held_out])
     truth = np.array([episode.success for episode in held_out])
     points, interval = paired_difference(truth, called)
     cells = {
@@ -106,7 +105,7 @@ def _policies(job: Job, log: StageLog) -> list[dict[str, Any]]:
     for number in range(1, job.experiment.num_rounds + 2):
         for temperature in config.temperatures:
             done += 1
-            if (_named(number), decoding(temperature)) in there:
+            if (job.policy_name_of(number), decoding(temperature)) in there:
                 continue
             played.append(_play(job, number, temperature))
             write_json(path, played)
@@ -115,12 +114,8 @@ def _policies(job: Job, log: StageLog) -> list[dict[str, Any]]:
     return played
 
 
-def _named(number: int) -> str:
-    return "base" if number == 1 else f"round {number - 1}"
-
-
 def _play(job: Job, number: int, temperature: float) -> dict[str, Any]:
-    name = _named(number)
+    name = job.policy_name_of(number)
     policy, dream = policy_of(job, number), imagined_env(job, job.experiment.num_rounds)
     env = job.real_env(Purpose("fidelity", name, temperature, job.seed), frame_stride=dream.chunk_size)
     seeds = start_seeds("validation", job.seed, FIRST_START, job.experiment.fidelity.num_starts)
@@ -132,7 +127,7 @@ def _play(job: Job, number: int, temperature: float) -> dict[str, Any]:
     return {"policy": name, "decoding": decoding(temperature), **outcomes}
 
 
-def known(job: Job) -> list[dict[str, Any]]:
+def known_policies(job: Job) -> list[dict[str, Any]]:
     """What the P episodes tell of the last dream: real success of each round's policy, and that in this dream from the
     same starts. No further real episode is played."""
     dream, temperature = imagined_env(job, job.experiment.num_rounds), job.experiment.collect.temperature
@@ -142,7 +137,7 @@ def known(job: Job) -> list[dict[str, Any]]:
         starts = imagined_starts(episodes)
         imagined = run_episodes(dream, policy_of(job, number), starts, temperature=temperature, seed=job.seed)
         real = [episode.success for episode in episodes]
-        rows.append({"policy": _named(number), "real": float(np.mean(real)), "n": len(real),
+        rows.append({"policy": job.policy_name_of(number), "real": float(np.mean(real)), "n": len(real),
                      "imagined": float(imagined.success.float().mean())})  # fmt: skip
     return rows
 

@@ -14,7 +14,7 @@ from wmpo.envs.imagined import ImaginedEnv, Shadow
 from wmpo.evaluation.world_model import replay
 from wmpo.nn import picture_distance
 from wmpo.protocols import WorldModel
-from wmpo.reward.detector import shows_success
+from wmpo.reward.detector import show_success
 from wmpo.rng import keyed
 from wmpo.stages.job import Job
 from wmpo.stages.rounds import imagined_env
@@ -32,10 +32,8 @@ def guarded_env(job: Job, held_out: Sequence[Episode]) -> tuple[ImaginedEnv, dic
         replay(world_model, held_out, dream.chunk_size, seed=seed)
         for world_model, seed in ((model, job.seed), (model.refined(), job.seed + 1))
     ]
-    first, second = (
-        np.array([shows_success(dream.reward_model, v, e.instruction) for v, e in zip(videos, held_out, strict=True)])
-        for videos in both
-    )
+    told = [episode.instruction for episode in held_out]
+    first, second = (show_success(dream.reward_model, videos, told) for videos in both)
     doubt = np.array([float(picture_distance(a, b).max()) for a, b in zip(*both, strict=True)])
     truth = np.array([episode.success for episode in held_out])
     audit: dict[str, Any] = {}

@@ -84,7 +84,11 @@ class Job:
     @property
     def policy_name(self) -> str:
         """Of the policy with which the present round begins."""
-        return "base" if self.round == 1 else f"round {self.round - 1}"
+        return self.policy_name_of(self.round)
+
+    def policy_name_of(self, number: int) -> str:
+        """The same of any round."""
+        return "base" if number == 1 else f"round {number - 1}"
 
     @property
     def noise_seed(self) -> int:
