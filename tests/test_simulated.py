@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from torch import Tensor
 from wmpo.data.splits import simulator_starts
 from wmpo.envs.ledger import Ledger
 from wmpo.envs.metaworld import MetaWorldConfig
+from wmpo.envs.processes import Workers
 from wmpo.envs.simulated import Purpose, SimulatedEnv
 from wmpo.protocols import ChunkEnv
 from wmpo.types import ChunkStep
@@ -159,3 +162,17 @@ def test_a_ledger_survives_a_torn_line(tmp_path: Path) -> None:
         file.write(json.dumps({"purpose": "audit", "start": 2})[:-3])
     ledger.record([{"purpose": "audit", "start": 2}, {"purpose": "audit", "start": 1}])
     assert ledger.count() == {"audit": 2, "test": 1, "played_again": 1}
+
+
+class _Dies(MetaWorldConfig):
+    def build(self) -> NoReturn:
+        os._exit(1)
+
+
+def test_a_process_that_dies_says_where_to_look() -> None:
+    workers = Workers(_Dies(), 1)
+    try:
+        with pytest.raises(RuntimeError, match=r"exit code 1\); its own message is above.*__name__ == '__main__'"):
+            workers.scatter("reset", {0: 1})
+    finally:
+        workers.close()

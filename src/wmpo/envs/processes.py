@@ -174,7 +174,12 @@ class Workers:
         except (EOFError, ConnectionResetError):
             self._processes[index].join(timeout=5)  # its pipe may close before its code is known
             code = self._processes[index].exitcode
-            raise RuntimeError(f"simulator process {index} died (exit code {code}); out of memory?") from None
+            if code in (None, -9):
+                reason = "out of memory?"
+            else:
+                reason = "its own message is above. Processes import the script that starts them: what a script of "
+                reason += "one's own does must stand under `if __name__ == '__main__':`"
+            raise RuntimeError(f"simulator process {index} died (exit code {code}); {reason}") from None
         if status == "ok":
             return value
         kind, message, trace = value
