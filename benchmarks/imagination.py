@@ -86,10 +86,10 @@ class Straightforward(OpenSoraWorldModel):
 
 def in_way(model: OpenSoraWorldModel, way: Way, spent: dict[str, float]) -> OpenSoraWorldModel:
     """The same weights; ``spent`` collects where the processor's time goes."""
-    steps = {"shortcut_steps": way.steps if way.shortcut else 0, "euler_steps": way.steps}
+    config = replace(model.config, shortcut_steps=way.steps if way.shortcut else 0, euler_steps=way.steps)
     kind = OpenSoraWorldModel if way.reuse else Straightforward
     bounds = model.action_low, model.action_high
-    twin = kind(replace(model.config, **steps), model.net, model.vae, *bounds, model.image_size).eval()
+    twin = kind(config, model.net, model.vae, *bounds, model.image_size).eval()
 
     def timed(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any) -> Any:
@@ -128,7 +128,8 @@ def imagine(
 
 def solved(frames: Tensor) -> Tensor:
     judge = InZone()
-    return (judge(frames.flatten(0, 1).unsqueeze(1)) > judge.threshold).view(frames.shape[:2]).any(dim=1)
+    logits = judge(frames.flatten(0, 1).unsqueeze(1), [""] * frames.shape[:2].numel())
+    return (logits > judge.threshold).view(frames.shape[:2]).any(dim=1)
 
 
 def measure(model: OpenSoraWorldModel, played: Played, group_size: int, repeats: int) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from pushing_scene import SIZE, Windows, play
-from torch import nn
+from torch import Tensor, nn
 
 import wmpo.nn
 from wmpo.checkpoint import load_tensors, save_tensors

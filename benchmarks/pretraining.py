@@ -24,6 +24,7 @@ from wmpo.data.episode import Episode
 from wmpo.report.run import RunFolder
 from wmpo.stages import learn as stages
 from wmpo.stages.job import Job, commit, existing_job
+from wmpo.world_model.small import SmallWorldModelConfig
 
 RESULTS = Path(__file__).parent / "results" / "pretraining"
 BUDGETS = (32, 64, 128)
@@ -34,26 +35,27 @@ class Chosen(Job):
     """Learns from these episodes."""
 
     episodes: list[Episode] = field(default_factory=list)
-    held_out: list[Episode] = field(default_factory=list)
+    measured: list[Episode] = field(default_factory=list)
 
     def collected(self) -> tuple[list[Episode], list[Episode]]:
-        return self.episodes, self.held_out
+        return self.episodes, self.measured
 
 
 def measure(run: Path) -> dict[str, Any]:
     with existing_job(run) as job:
         job.round = job.experiment.num_rounds
         episodes, held_out = job.collected()
-        rows = []
+        own, rows = job.experiment.world_model, []
+        assert isinstance(own, SmallWorldModelConfig), "others have no shipped weights"
         for budget in BUDGETS:
-            for pretrained in (job.experiment.world_model.pretrained, "none"):
-                config = replace(job.experiment.world_model, pretrained=pretrained)
+            for pretrained in (own.pretrained, "none"):
+                config = replace(own, pretrained=pretrained)
                 with tempfile.TemporaryDirectory(dir=run.parent) as scratch:
                     for part in ("data/demonstrations", "stages"):
                         shutil.copytree(run / part, Path(scratch) / part)
                     few = episodes[: round(len(episodes) * budget / BUDGETS[-1])]
                     experiment = replace(job.experiment, world_model=config)
-                    chosen = Chosen(RunFolder(Path(scratch)), experiment, job.seed, episodes=few, held_out=held_out)
+                    chosen = Chosen(RunFolder(Path(scratch)), experiment, job.seed, episodes=few, measured=held_out)
                     stages.tokenizer(chosen)
                     stages.world_model(chosen)
                     found = chosen.folder.summary("world-model") or {}

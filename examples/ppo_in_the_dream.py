@@ -61,6 +61,9 @@ class Settings:
 class Agent(nn.Module):
     """Pictures to a Gaussian over whole chunks, in units of the bounds (-1..1), and to a value."""
 
+    centre: Tensor
+    reach: Tensor
+
     def __init__(self, space: gymnasium.spaces.Box, deviation: float) -> None:
         super().__init__()
         low, high = torch.from_numpy(space.low), torch.from_numpy(space.high)
@@ -153,7 +156,8 @@ class Player:
             self.ended = done | torch.from_numpy(truncated)
             paid = torch.from_numpy(reward).float()
             rows.append((before, action, policy.log_prob(action), value, paid, done, self.ended, ~resetting))
-        return Played(*(torch.stack(part) for part in zip(*rows, strict=True)), last_value=agent(self.frames)[1])
+        stacked = [torch.stack(part) for part in zip(*rows, strict=True)]
+        return Played(*[*stacked, agent(self.frames)[1]])
 
 
 def advantages(played: Played, settings: Settings) -> Tensor:
@@ -243,6 +247,7 @@ def main(arguments: list[str] | None = None) -> None:
     with existing_job(path) as job:
         solved = solved_chunks(job)
         envs = gymnasium.make("wmpo.envs.gym:wmpo/Dream-v0", run=path)
+        assert isinstance(envs.action_space, gymnasium.spaces.Box)
         agent = Agent(envs.action_space, settings.deviation)
         envs.close()
         clone(agent, solved, settings)
