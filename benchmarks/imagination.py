@@ -213,7 +213,11 @@ def main() -> None:
     if args.show:
         print(show(json.loads((RESULTS / "miniature.json").read_text())))
         return
-    about = {"command": " ".join(["python", *sys.argv]), "commit": commit(), "hardware": hardware()}
+    about = {
+        "command": " ".join(["python benchmarks/imagination.py", *sys.argv[1:]]),
+        "commit": commit(),
+        "hardware": hardware(),
+    }
     if args.full:
         found = about | measure_full(args.rows, tiny=args.tiny, compiled=args.compile)
         print(json.dumps(found, indent=1))

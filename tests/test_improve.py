@@ -220,13 +220,19 @@ def solved_of(truth: list[int], imagined: list[int]) -> str:
     [
         ([1, 1, 1, 0, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0, 0, 0], ""),
         ([1, 0, 0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1, 1], "the dream lies.*collect more"),
-        ([1, 1, 1, 0, 0, 0, 0, 0], [1, 0, 1, 1, 0, 1, 0, 0], "may be chance"),
+        ([1, 1, 1, 0, 0, 0, 0, 0], [1, 0, 1, 1, 0, 1, 0, 0], "may be chance.*; align longer"),
         ([1, 1, 0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0, 0, 0], "too rosy: 50 % imagined"),
         ([1, 1, 1, 1], [1, 0, 1, 1], ""),
     ],
 )
 def test_a_dream_that_may_be_lying_is_warned_of(truth: list[int], imagined: list[int], says: str) -> None:
     assert re.search(says, solved_of(truth, imagined)) if says else not solved_of(truth, imagined)
+
+
+@pytest.mark.parametrize(("solved", "kind"), [(31, "only 1 of 32 episodes failed"), (3, "only 3 of 32 episodes succ")])
+def test_of_few_failures_or_successes_it_is_said_that_they_tell_little(solved: int, kind: str) -> None:
+    truth = np.arange(32) < solved
+    assert kind in warning(rates(np.ones(32, dtype=bool) if solved > 3 else ~truth, truth), 1.0 if solved > 3 else 0.0)
 
 
 def test_a_dream_that_turns_failures_into_successes_is_stopped_at_the_first_audit(tmp_path: Path) -> None:

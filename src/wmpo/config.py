@@ -209,8 +209,9 @@ class Experiment:
     "Time limit of an episode in chunks."
     num_workers: int = 0
     "Simulator processes; 0: one per core."
-    num_rounds: int = 3
-    "Times that collect, world-model, reward, clone and improve follow each other; the budget P is divided among them."
+    num_rounds: int = 2
+    """Times that collect, world-model, reward, clone and improve follow each other; the budget P is divided among them.
+    A third one takes half as long again and gained some points (dev/LOG.md)."""
     demos: DemosConfig = field(default_factory=DemosConfig)
     policy: PolicyConfig = field(default_factory=SmallPolicyConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)

@@ -86,16 +86,22 @@ REMEDY = (
     "(--num-rounds), or look at the replays in the report"
 )
 
+FEW = 4
+"""Successes, or failures, below which an interval of J that holds 0 says more about the audit than about the dream."""
+
 
 def warning(found: Rates, imagined: float) -> str:
     """What to say when the interval of J reaches 0, or the dream is rosier than chance explains; else nothing."""
     if math.isnan(found.j):
         return ""
-    rosy = imagined > wilson(found.positives, found.n)[1]
-    if found.j <= 0 and rosy:
+    rosy, failures = imagined > wilson(found.positives, found.n)[1], found.n - found.positives
+    if found.j <= 0 and rosy and failures >= FEW:
         return f"the dream lies: it calls failures successes, and its verdicts are no better than chance; {REMEDY}"
     if found.j_interval[0] <= 0:
-        return f"the dream's verdicts may be chance (J from {found.j_interval[0]:+.2f}); {REMEDY}"
+        chance = f"the dream's verdicts may be chance (J from {found.j_interval[0]:+.2f})"
+        count, ended = min((found.positives, "succeeded"), (failures, "failed"))
+        few = f"{chance}: only {count} of {found.n} episodes {ended}, too few to tell"
+        return few if count < FEW else f"{chance}; {REMEDY}"
     return f"the dream is too rosy: {100 * imagined:.0f} % imagined; {REMEDY}" if rosy else ""
 
 

@@ -39,7 +39,7 @@ RewardNet = SmallReward | VideoMAEReward
 class RewardTraining:
     """Training of the success classifier."""
 
-    fit: FitConfig = field(default_factory=lambda: FitConfig(num_steps=300, batch_size=64, learning_rate=1e-3))
+    fit: FitConfig = field(default_factory=lambda: FitConfig(num_steps=200, batch_size=64, learning_rate=1e-3))
     "The training loop."
     max_shift: int = 2
     "Pictures are moved at random by up to this many pixels."

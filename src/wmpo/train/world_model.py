@@ -31,7 +31,7 @@ class WorldModelTraining:
     """Training of the video model."""
 
     fit: FitConfig = field(
-        default_factory=lambda: FitConfig(num_steps=600, batch_size=16, learning_rate=1e-3, ema=0.995)
+        default_factory=lambda: FitConfig(num_steps=400, batch_size=16, learning_rate=1e-3, ema=0.995)
     )
     "The training loop."
     pretrain_share: float = 0.05
