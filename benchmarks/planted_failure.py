@@ -60,7 +60,7 @@ def one_round(run: Path, scratch: Path, *, own_dream: bool) -> RunFolder:
     config = found["config"]
     num_episodes, num_held_out = existing_job(run).experiment.collect.shares(config["num_rounds"])[0]
     config["collect"] |= {"num_episodes": num_episodes, "num_held_out": num_held_out}
-    audits = {"every": 1, "num_episodes": AUDITED, "max_episodes": ITERATIONS * AUDITED}
+    audits = {"every": 1, "num_episodes": AUDITED, "max_episodes": (1 + ITERATIONS) * AUDITED}
     config["improve"] |= {"num_iterations": ITERATIONS, "audit": audits}
     config["num_rounds"] = 1
     if not own_dream:

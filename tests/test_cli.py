@@ -56,7 +56,7 @@ def test_a_run_ends_with_results_a_report_and_an_honest_ledger(finished: Path) -
     assert not learned & starts["audit"] and not (learned | held_out | starts["validation"]) & starts["test"]
     assert starts["audit"] <= held_out
     assert Counter(row["policy"] for row in rows if row["purpose"] == "collection") == {"base": 11, "round 1": 5}
-    assert [audit["iteration"] for audit in results["audits"]] == [0, 2, 3, 4]
+    assert [audit["iteration"] for audit in results["audits"]] == [0, 2, 2, 4]
     assert [each["episodes"] for each in results["rounds"]] == [11, 5]
     assert "</html>" in (finished / "report.html").read_text()
     for folder in (finished, finished / "round-2"):

@@ -30,7 +30,7 @@ CONFIG = ImproveConfig(
     num_iterations=6,
     groups=GroupConfig(num_groups=6, group_size=6, max_rounds=2),
     grpo=GRPOConfig(learning_rate=0.05, num_minibatches=2),
-    audit=AuditConfig(every=2, num_episodes=16, max_episodes=64),
+    audit=AuditConfig(every=2, num_episodes=16, max_episodes=64),  # after 0, 2, 4 and 6 iterations
 )
 
 
@@ -123,7 +123,7 @@ def test_an_improvement_that_was_interrupted_ends_with_the_same_bits(interrupt_a
 def test_audits_cost_no_more_real_episodes_than_allowed(tmp_path: Path) -> None:
     audit = Auditor({})
     run(tmp_path, audit, config=replace(CONFIG, audit=AuditConfig(every=1, num_episodes=16, max_episodes=40)))
-    assert list(audit.seen) == [0, 1, 2], "the base policy's audit costs none"
+    assert list(audit.seen) == [0, 1]
 
 
 def test_without_audits_the_last_policy_is_kept(tmp_path: Path) -> None:

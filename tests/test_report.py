@@ -348,6 +348,8 @@ def test_what_audits_say_about_the_dream() -> None:
     assert tone == "unsure" and "At iteration 8" in sentence and "lied" not in sentence, "hardly any failure to tell"
     tone, sentence = trust([audit(12, 0.97, 0.97, -0.03)])
     assert tone == "unsure" and "lied" not in sentence, "as many successes as there were"
+    tone, sentence = trust([audit(12, 0.5, 0.4, -0.03)])
+    assert tone == "bad" and "learns there is chance" in sentence, "half of them failed"
 
 
 def test_videos_play_and_keep_their_frames(tmp_path: Path) -> None:

@@ -185,6 +185,10 @@ def test_it_stops_when_the_verdicts_are_no_better_than_chance_and_rosy() -> None
     assert "calls 90 % solved where 40 % are" in parted(audit(0.4, imagined=0.9, j=0.0), [audit(0.4)])
     assert parted(audit(0.4, imagined=0.9, j=0.1), []) == ""
     assert parted(audit(0.4, imagined=0.2, j=-0.1), []) == "", "a gloomy dream is not exploited"
+    before = audit(0.4, imagined=0.5)
+    assert "rose from 50 to 90 % while real success did not (40 to 40 %)" in parted(audit(0.4, imagined=0.9), [before])
+    assert parted(audit(0.4, imagined=0.65), [before]) == "", "such a rise is chance"
+    assert parted(audit(0.5, imagined=0.9), [before]) == "", "reality follows"
     assert parted(audit(0.5, imagined=0.9, j=-0.1), [audit(0.4)]) == "", "real success rises all the same"
 
 

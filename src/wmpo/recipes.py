@@ -66,7 +66,7 @@ def tiny() -> Experiment:
             num_iterations=2,
             temperature=1.0,
             groups=GroupConfig(num_groups=2, group_size=4, dynamic_sampling=False),  # such a dream has few mixed groups
-            audit=AuditConfig(every=1, num_episodes=2, max_episodes=4),
+            audit=AuditConfig(every=2, num_episodes=2, max_episodes=4),
         ),
         evaluate=EvaluateConfig(num_test=4, num_validation=2, temperatures=(0.0, 1.0), num_throughput=2, num_videos=1),
         fidelity=FidelityConfig(num_starts=4, temperatures=(0.0, 0.25), num_videos=1),

@@ -72,7 +72,7 @@ def _paper(env: RobosuiteConfig, max_chunks: int) -> Experiment:
             temperature=TEMPERATURE,
             groups=GroupConfig(num_groups=64, group_size=8, max_rounds=4),
             grpo=GRPOConfig(learning_rate=5e-6, warmup_steps=1, weight_decay=1e-2, micro_batch=8),
-            audit=AuditConfig(every=25, num_episodes=16),
+            audit=AuditConfig(every=25, num_episodes=16, max_episodes=80),
         ),
         evaluate=EvaluateConfig(temperatures=(0.0, 1.0)),
     )  # fmt: skip

@@ -19,16 +19,15 @@ from wmpo.reward.detector import show_success
 class AuditConfig:
     """How often and how dearly real episodes watch the dream."""
 
-    every: int = 2
+    every: int = 4
     "Iterations of the last round between audits; before, the next round's episodes are the audit."
     num_episodes: int = 32
     "Real episodes in an audit; they begin where as many held-out episodes began, and are compared with those."
     max_episodes: int = 64
-    "Real episodes in all audits together; 0: no audits."
+    "Real episodes in all audits together, that of the policy to begin with included; 0: no audits."
 
     @property
     def max_audits(self) -> int:
-        """Beside that of the base policy."""
         return self.max_episodes // self.num_episodes
 
 
@@ -109,16 +108,20 @@ def parted(found: Audit, earlier: Sequence[Audit]) -> str:
     """Why training must stop, or nothing.
 
     It stops when more starts were lost since the best audit than chance allows (two standard errors of the paired
-    difference), or when real success has not risen and the dream's verdicts are no better than chance and above the
-    interval of real success.
+    difference), or when real success has not risen and imagined success is above its interval, while the dream's
+    verdicts are no better than chance or imagined success has risen more than chance explains.
     """
     best = _best([found, *earlier])
     if loss(best.solved, found.solved) > 2:
         return f"real success fell from {100 * best.real:.0f} to {100 * found.real:.0f} %"
     highest = wilson(round(found.real * found.n), found.n)[1]
-    risen = len(earlier) > 0 and found.real > earlier[0].real
-    if (found.j is None or found.j <= 0) and found.imagined > highest and not risen:
+    if found.imagined <= highest or (earlier and found.real > earlier[0].real):
+        return ""
+    if found.j is None or found.j <= 0:
         return f"imagination calls {100 * found.imagined:.0f} % solved where {100 * found.real:.0f} % are"
+    if earlier and found.imagined > wilson(round(earlier[0].imagined * found.n), found.n)[1]:
+        rose = f"imagined success rose from {100 * earlier[0].imagined:.0f} to {100 * found.imagined:.0f} %"
+        return f"{rose} while real success did not ({100 * earlier[0].real:.0f} to {100 * found.real:.0f} %)"
     return ""
 
 

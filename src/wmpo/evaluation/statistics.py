@@ -76,7 +76,8 @@ class Rates:
 
 
 def rates(predicted: Bool[np.ndarray, " n"], truth: Bool[np.ndarray, " n"]) -> Rates:
-    """With 95 % intervals: Wilson's of TPR and FPR, Newcombe's of J, a bootstrap over episodes of F1.
+    """With 95 % intervals: Wilson's of TPR and FPR, Newcombe's of J, and Wilson's of F1 by the share of hits among hits
+    and errors.
 
     Without any success (or failure) TPR (or FPR) is not defined: then it is NaN and so is J.
     """
@@ -93,21 +94,16 @@ def rates(predicted: Bool[np.ndarray, " n"], truth: Bool[np.ndarray, " n"]) -> R
         j=tpr - fpr,
         j_interval=newcombe((hits, positives), (alarms, negatives)),
         f1=2 * hits / (2 * hits + wrong) if hits + wrong else math.nan,
-        f1_interval=_f1_interval(hits, wrong, len(truth)),
+        f1_interval=_f1_interval(hits, wrong),
         n=len(truth),
         positives=positives,
     )
 
 
-def _f1_interval(hits: int, wrong: int, count: int, draws: int = 4000) -> tuple[float, float]:
-    """Three kinds of episodes matter: hits, errors and the rest. Draws without hits or errors say nothing."""
-    shares = np.array([hits, wrong, count - hits - wrong]) / max(count, 1)
-    if hits + wrong == 0:
-        return 0.0, 1.0
-    drawn = keyed(0, "bootstrap/f1").multinomial(count, shares, size=draws)
-    drawn = drawn[drawn[:, :2].sum(axis=1) > 0]
-    low, high = np.quantile(2 * drawn[:, 0] / (2 * drawn[:, 0] + drawn[:, 1]), [0.025, 0.975])
-    return float(low), float(high)
+def _f1_interval(hits: int, wrong: int) -> tuple[float, float]:
+    """F1 is 2 q / (1 + q) of the share q of hits among hits and errors; Wilson's of that."""
+    low, high = wilson(hits, hits + wrong)
+    return 2 * low / (1 + low), 2 * high / (1 + high)
 
 
 Target = Literal["balanced", "j", "f1", "fpr"]

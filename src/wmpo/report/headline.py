@@ -15,6 +15,7 @@ UNPLAYED = (
     "<code>wmpo robot deploy SETUP.py --policy RUN --to FOLDER</code>"
 )
 ROSY = 0.2  # imagined success this far above the real one is called too optimistic
+FEW = 4  # failures or successes, below which an audit cannot tell them apart, as in evaluation/audit.py
 
 
 def headline(run: Run) -> str:
@@ -97,7 +98,8 @@ def trust(audits: Sequence[Mapping[str, Any]], kept: int | None = None) -> tuple
     if not known:
         return "unsure", "No audit compared the dream with reality, so nothing here says whether it can be trusted."
     chance = [a for a in known if a["j"] <= 0]
-    lied = [a for a in chance if a["imagined"] > a["real"]]
+    telling = [a for a in chance if round(a["n"] * min(a["real"], 1 - a["real"])) >= FEW]
+    lied = [a for a in telling if a["imagined"] > a["real"]]
     rosy = [a for a in known if a["imagined"] - a["real"] > ROSY and a not in chance]
     if lied:
         before = "" if kept is None or kept >= lied[0]["iteration"] else f" The policy of iteration {kept} was kept."
@@ -110,10 +112,15 @@ def trust(audits: Sequence[Mapping[str, Any]], kept: int | None = None) -> tuple
             f"The dream was too optimistic at iteration {_list(rosy)}: it saw over 20 points more success than there "
             "was, although it still told good episodes from bad ones (J above 0)."
         )
+    if telling:
+        return "bad", (
+            f"At iteration {_list(telling)} the dream did not tell solved from unsolved episodes when it replayed them "
+            f"({_worst(telling)}): it did not see too much success, but what a policy learns there is chance."
+        )
     if chance:
         return "unsure", (
-            f"At iteration {_list(chance)} the dream did not tell solved from unsolved episodes when it replayed them, "
-            f"though it did not see too much success ({_worst(chance)}); where nearly all end alike, that says little."
+            f"At iteration {_list(chance)} the dream did not tell solved from unsolved episodes ({_worst(chance)}), but "
+            "nearly all of them ended alike, so that says little."
         )
     low, high = min(a["j"] for a in known), max(a["j"] for a in known)
     certain = all((a.get("j_interval") or [0])[0] > 0 for a in known)

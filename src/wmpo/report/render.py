@@ -170,7 +170,7 @@ def _warned(audit: Mapping[str, Any]) -> str:
 
 
 def _remedy(audits: Sequence[Mapping[str, Any]]) -> str:
-    said = [audit["warning"].partition("; ")[2] for audit in audits if audit.get("warning")]
+    said = [remedy for audit in audits if (remedy := str(audit.get("warning") or "").partition("; ")[2])]
     return f"Where there is a warning: {esc(said[0])}." if said else ""
 
 

@@ -45,7 +45,7 @@ from wmpo.stages.job import Job, finish, require
 from wmpo.stages.measure import best_decoding
 from wmpo.stages.pretrain import pretrained_path
 from wmpo.stages.record import demonstrate, play
-from wmpo.stages.rounds import begins_with, counted_on, dream_of, policy_of
+from wmpo.stages.rounds import begins_with, counted_on, dream_of, policy_of, warned
 from wmpo.train.fit import fit
 from wmpo.train.reward import RewardNet, calibrate, peaks, real_videos, replayed_videos, threshold_of
 from wmpo.train.tokenizer import train_tokenizer
@@ -189,6 +189,8 @@ def reward(job: Job) -> None:
     )
     if on_policy:
         figures += f"; threshold {measured['threshold']:.1f}: the policy solves as many in the dream as it really did"
+    if said := warned(measured["imagined"]):
+        log.note(f"warning: {said}")
     finish(log, measured | {"on_policy": on_policy}, figures)
 
 
@@ -293,12 +295,14 @@ def improve(job: Job) -> None:
 
 
 def _auditor(job: Job, dream: ImaginedEnv, held_out: list[Episode]) -> AuditPolicy:
-    """A round begins with an audit of held-out episodes of the P; its policies play from the same starts."""
+    """Plays from where held-out episodes began. These are themselves the first audit where the policy to begin with is
+    the one that played them."""
     temperature = job.experiment.improve.temperature
+    played = job.round == 1 and not job.experiment.clone.enabled
 
     def audit(policy: Policy, iteration: int) -> Audit:
         episodes = held_out
-        if iteration > 0:
+        if iteration > 0 or not played:
             purpose = Purpose("audit", f"round {job.round}, iteration {iteration}", temperature, job.seed)
             starts, name = [episode.start for episode in held_out], purpose.policy
             real = job.real_env(purpose, frame_stride=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -100,11 +100,15 @@ def opening_audit(job: Job) -> dict[str, Any]:
     measured = (job.folder.summary("reward") or {})["imagined"]
     figures = {key: measured[key] for key in ("j", "j_interval", "n")}
     real, imagined = measured["positives"] / measured["n"], measured["called"]
+    said = {"verdict": "the base policy", "warning": warned(measured)}
+    return {"iteration": 0, "real": real, "imagined": imagined, **figures, **said}
+
+
+def warned(measured: Mapping[str, Any]) -> str:
+    """The warning that a classifier's figures on imagined replays call for, or nothing."""
     saved: dict[str, Any] = {field.name: measured[field.name] for field in fields(Rates)}
     saved |= {name: tuple(value) for name, value in saved.items() if isinstance(value, list)}  # JSON has no tuples
-    found = Rates(**saved)
-    said = {"verdict": "the base policy", "warning": warning(found, imagined)}
-    return {"iteration": 0, "real": real, "imagined": imagined, **figures, **said}
+    return warning(Rates(**saved), measured["called"])
 
 
 def _count(job: Job, number: int) -> tuple[int, int]:
@@ -114,13 +118,11 @@ def _count(job: Job, number: int) -> tuple[int, int]:
 
 
 def counted_on(job: Job, summary: dict[str, Any]) -> dict[str, Any]:
-    """A round's summary of ``improve`` with iterations counted over the whole run and the round's opening audit.
-
-    The audit of held-out episodes, with which a last round begins, is left out: several policies played them.
-    """
+    """A round's summary of ``improve`` with iterations counted over the whole run and the round's opening audit, which
+    is of the policy that played this round's episodes. The last round's first own audit is that of its clone."""
     each = job.experiment.improve.num_iterations
-    done = (job.round - 1) * each
-    later = [audit | {"iteration": done + audit["iteration"]} for audit in summary["audits"] if audit["iteration"] > 0]
+    done, cloned = (job.round - 1) * each, job.experiment.clone.enabled
+    later = [a | {"iteration": done + a["iteration"]} for a in summary["audits"] if cloned or a["iteration"] > 0]
     kept = summary["kept_iteration"]
     counted = {
         "audits": [opening_audit(job), *later],

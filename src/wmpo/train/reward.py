@@ -48,7 +48,8 @@ class RewardTraining:
     num_replays: int = 2
     "Imagined replays of each episode, under different noise."
     target: Target = "balanced"
-    "What the threshold is chosen for: J and the success rate together, J, F1, or few false alarms."
+    """What the threshold is chosen for: J and the success rate together, J, F1, or few false alarms. That of imagined
+    videos is chosen so only where ``on_policy`` is off, or the policy solved all or none."""
     max_fpr: float = 0.05
     "Share of false alarms that target fpr allows on held-out episodes."
     on_policy: bool = True

@@ -145,9 +145,8 @@ def affordable(budget: int, config: GroupConfig) -> list[GroupConfig]:
 
 
 def _audit_due(progress: _Progress, config: AuditConfig) -> bool:
-    """That of the first policy costs no episode, so it is one more than ``max_audits``; none if that is 0."""
     done = any(audit.iteration == progress.iteration for audit in progress.audits)
-    return not done and progress.iteration % config.every == 0 and 0 < config.max_audits >= len(progress.audits)
+    return not done and progress.iteration % config.every == 0 and len(progress.audits) < config.max_audits
 
 
 def _check(progress: _Progress, found: Audit, learner: Learner, checkpoint: Path, log: StageLog) -> None:
