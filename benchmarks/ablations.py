@@ -17,9 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from finished_runs import again, command, named
-
-from wmpo.evaluation.statistics import paired_difference
+from finished_runs import again, command, gained, named
 
 RESULTS = Path(__file__).parent / "results" / "ablations"
 PLAIN, TWO_FRAMES = "as it is", "chunks of two frames"
@@ -85,13 +83,8 @@ def show(rows: list[dict[str, Any]]) -> str:
             continue
         cells = []
         for key in ("greedy", "sampled"):
-            mine = np.concatenate([row["outcomes"][key] for row in found])
-            other = np.concatenate([known[variant.against, row["run"]]["outcomes"][key] for row in found])
-            points, (low, high) = paired_difference(other, mine)
-            cells += [
-                f"{100 * mine.mean():.1f} %",
-                "" if name == variant.against else f"{points:+.1f} [{low:+.1f}, {high:+.1f}]",
-            ]
+            mean, difference = gained(found, [known[variant.against, row["run"]] for row in found], key)
+            cells += [mean, "" if name == variant.against else difference]
         distance = np.mean([np.mean(row["distance"]) for row in found])
         j = np.mean([row["imagined"]["j"] for row in found])
         against = "" if variant.against in (PLAIN, name) else f" (against {variant.against})"

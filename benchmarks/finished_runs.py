@@ -7,12 +7,15 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from wmpo.checkpoint import read_json, write_json
 from wmpo.envs.simulated import Purpose
+from wmpo.evaluation.compare import estimate
 from wmpo.stages.job import commit, existing_job
 from wmpo.stages.measure import play_once
 from wmpo.stages.models import load_policy
@@ -48,6 +51,15 @@ def measure_and_show(
         if not path.exists():
             path.write_text(json.dumps(measure(run)) + "\n")
     print(show([json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]))
+
+
+def gained(rows: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]], decoding: str) -> tuple[str, str]:
+    """Mean success of some runs, and its difference to the same runs without a change, as text. The interval is over
+    runs and starts: how a run ends is chance too (dev/LOG.md)."""
+    mine, other = (np.array([row["outcomes"][decoding] for row in part], dtype=float) for part in (rows, others))
+    found = estimate([mine - other])
+    low, high = found.interval
+    return f"{100 * mine.mean():.1f} %", f"{found.value:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def again(run: Path, number: int, first: str, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,8 +5,8 @@
 
 The simulator is a perfect world model; with noise on every action it is one that is a little wrong about the hand, and
 ever more so, since the hand goes where the sum of the actions says: after 25 actions it is off by five times as much in
-each direction. What it says of recorded episodes, against what happened, bounds what a world model with such an error can say. No episode
-counts towards P: nothing learns from them. Outcomes are kept in results/foreseeable.
+each direction. What it says of recorded episodes, against what happened, bounds what a world model with such an error
+can say. No episode counts towards P: nothing learns from them. Outcomes are kept in results/foreseeable.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ def measure(run: Path) -> dict[str, Any]:
     off = {str(noise): np.median([displaced(e, noise, millimetres) for e in episodes], axis=0) for noise in NOISE}
     return {
         "command": command(run), "commit": commit(), "task": config.task, "seed": job.seed,
-        "millimetres": millimetres, "real": real, "again": outcomes, "hand_off": {noise: pair.round(1).tolist() for noise, pair in off.items()},
+        "millimetres": millimetres, "real": real, "again": outcomes,
+        "hand_off": {noise: pair.round(1).tolist() for noise, pair in off.items()},
     }  # fmt: skip
 
 
@@ -80,8 +81,8 @@ def show(rows: list[dict[str, Any]]) -> str:
             mean, end = row["hand_off"][noise]
             lines.append(
                 f"| {row['task']} | {row['seed']} | {len(truth)} ({truth.sum()}) | "
-                f"{float(noise) * row['millimetres']:.1f} | {mean:.0f}, {end:.0f} | {found.tpr:.2f} | {found.fpr:.2f} | "
-                f"{found.j:.2f} [{low:.2f}, {high:.2f}] |"
+                f"{float(noise) * row['millimetres']:.1f} | {mean:.0f}, {end:.0f} | "
+                f"{found.tpr:.2f} | {found.fpr:.2f} | {found.j:.2f} [{low:.2f}, {high:.2f}] |"
             )
     return "\n".join(lines)
 

@@ -15,10 +15,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from finished_runs import again, command, named
+from finished_runs import again, command, gained, named
 
-from wmpo.evaluation.statistics import paired_difference
 from wmpo.stages.job import existing_job
 
 RESULTS = Path(__file__).parent / "results" / "guards"
@@ -39,8 +37,8 @@ def measure(run: Path, guard: str) -> dict[str, Any]:
 
 
 def show(rows: list[dict[str, Any]]) -> str:
-    """Success of each guard, and its paired difference to none over the starts of all runs that have both."""
-    plain = {row["run"]: row["outcomes"] for row in rows if row["guard"] == "none"}
+    """Success of each guard, and its difference to none over the runs that have both."""
+    plain = {row["run"]: row for row in rows if row["guard"] == "none"}
     lines = [
         "| guard | runs | greedy | against none (95 %) | sampled | against none (95 %) |",
         "|---|---|---|---|---|---|",
@@ -49,12 +47,9 @@ def show(rows: list[dict[str, Any]]) -> str:
         found = [row for row in rows if row["guard"] == guard and row["run"] in plain]
         if not found:
             continue
-        cells = []
+        cells: list[str] = []
         for key in ("greedy", "sampled"):
-            with_guard = np.concatenate([row["outcomes"][key] for row in found])
-            without = np.concatenate([plain[row["run"]][key] for row in found])
-            points, (low, high) = paired_difference(without, with_guard)
-            cells += [f"{100 * with_guard.mean():.1f} %", f"{points:+.1f} [{low:+.1f}, {high:+.1f}]"]
+            cells += gained(found, [plain[row["run"]] for row in found], key)
         lines.append(f"| {guard} | {len(found)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

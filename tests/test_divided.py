@@ -265,6 +265,30 @@ def test_two_copies_of_a_network_learn_the_same(pair: Team) -> None:
     learn_and_resume(pair, "tokens", shards=1)
 
 
+@pytest.mark.usefixtures("float32")
+def test_the_world_model_stops_after_checks_without_progress_and_keeps_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fits = replace(FIT, num_steps=10, learning_rate=1e-3)
+    lesson, distances, seen = Lesson("video transformer", fits), [0.3, 0.2, 0.25, 0.21, 0.1], []
+
+    def measured(model: torch.nn.Module, *_: object, **__: object) -> tuple[list[float], float]:
+        seen.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        return [distances[len(seen) - 1]], 0.05
+
+    monkeypatch.setattr("wmpo.train.world_model.replay_distance", measured)
+    one, folder = lesson.alone(), RunFolder(tmp_path)
+    config = WorldModelTraining(fit=fits, pretrain_share=0.0, check_every=2, patience=2)
+    found = train_and_check(
+        one, one.module, [], config, chunk_size=CHUNK, seed=0,
+        checkpoint=folder.checkpoint("world-model"), log=StageLog(folder, "world-model", quiet=True),
+    )  # fmt: skip
+    assert found["checks"] == distances[:4] and found["stopped"] == "held-out replays stopped improving"
+    kept = one.module.state_dict()
+    assert all(torch.equal(kept[name], tensor) for name, tensor in seen[1].items())
+    assert not all(torch.equal(kept[name], tensor) for name, tensor in seen[2].items())
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("float32")
 def test_checks_see_whole_weights_and_their_stop_reaches_all_ranks(pair: Team, tmp_path: Path) -> None:

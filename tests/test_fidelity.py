@@ -129,7 +129,8 @@ def test_leaving_reality_is_to_be_farther_than_the_tokenizer() -> None:
     found = Signs(**dict.fromkeys((*SIGNS, "motion"), value), episode=[0, 0, 1, 1], chunk=[0, 1, 0, 1])
     truth = left_reality(model, episodes, far, found, CHUNK)
     assert truth.tolist() == [True, True, False, False]
-    assert areas(found, truth)["combined"] == 1.0
+    known, late = areas(found, truth), np.array(found.chunk, dtype=float)
+    assert known["combined"] == 1.0 and known["chunk"] == auroc(late, truth)
 
 
 def test_auroc_by_hand() -> None:
@@ -150,9 +151,11 @@ def test_correlation_needs_policies_that_differ() -> None:
 
 def test_what_is_known_of_the_policies_that_played_calibrates_the_others() -> None:
     policies = [{"real": [True, False, True, False], "imagined": [True, True, True, False]}] * 2
-    played = [{"policy": "base", "real": 0.25, "imagined": 0.5}, {"policy": "round 1", "real": 0.5, "imagined": 0.55}]
+    some, more = [True] + [False] * 3, [True, True, False, False]
+    played = [{"real": some, "imagined": more}, {"real": some * 5, "imagined": some * 4 + more}]
     found = agreement(policies, played)
     assert found["over_optimism"]["points"] == pytest.approx(25)
     assert found["calibrated"]["points"] == pytest.approx(25 - (25 + 5) / 2)
-    low, high = found["calibrated"]["interval"]
-    assert low < 10 < high and found["pearson"] is None
+    (low, high), (lower, higher) = found["over_optimism"]["interval"], found["calibrated"]["interval"]
+    assert lower < 10 < higher and found["pearson"] is None
+    assert higher - lower > high - low, "what it is calibrated by is known from few episodes too"

@@ -151,7 +151,7 @@ def _main(args: list[str]) -> None:
         pretrain.check_weights(settings.experiment)  # at once, not after the episodes are played
     if command in DISTRIBUTED:
         settings.experiment.execution.prepare()
-    free = "disruptions." if command == "disruptions" else ""  # nothing else depends on these
+    free = f"{command}." if command in ("fidelity", "disruptions") else ""  # nothing else depends on these
     with sole(path), open_job(path, name, settings.experiment, settings.seed, free=free) as job:
         _stages(job, command)
     if command in ("run", "fidelity", "disruptions"):

@@ -89,7 +89,7 @@ def _from_scratch() -> Experiment:
         sft=SFTConfig(fit=FitConfig(num_steps=3000, batch_size=32, learning_rate=6e-4)),
         world_model=SmallWorldModelConfig(pretrained="none"),
         world_model_training=WorldModelTraining(
-            fit=FitConfig(num_steps=4000, batch_size=16, learning_rate=1e-3, ema=0.995), check_every=500
+            fit=FitConfig(num_steps=4000, batch_size=16, learning_rate=1e-3, ema=0.995), check_every=500, patience=3
         ),
     )
 

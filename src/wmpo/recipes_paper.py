@@ -58,7 +58,7 @@ def _paper(env: RobosuiteConfig, max_chunks: int) -> Experiment:
                 num_steps=10_000, batch_size=128, micro_batch=2, learning_rate=1e-4, weight_decay=0.0,
                 max_grad_norm=0.1, ema=0.9999, checkpoint_seconds=1800,
             ),
-            pretrain_share=0.5, check_every=1000,
+            pretrain_share=0.5, check_every=1000, patience=3,
         ),
         distillation=DistillConfig(fit=replace(DistillConfig().fit, micro_batch=2)),
         reward=VideoMAERewardConfig(folder="weights/videomae-base"),
@@ -111,7 +111,7 @@ def single_gpu() -> Experiment:
         sft=SFTConfig(fit=FitConfig(num_steps=5000, batch_size=128, learning_rate=3e-4), max_shift=6),
         tokenizer=TokenizerConfig(channels=64),
         world_model=SmallWorldModelConfig(channels=(144, 288, 576, 864), blocks=2, condition=512, pretrained="none"),
-        world_model_training=replace(base.world_model_training, fit=fit, check_every=2000),
+        world_model_training=replace(base.world_model_training, fit=fit, check_every=2000, patience=3),
         reward=SmallRewardConfig(channels=96),
         improve=replace(
             base.improve,

@@ -84,8 +84,9 @@ def left_reality(
 
 def areas(found: Signs, truth: Bool[np.ndarray, " n"]) -> dict[str, float]:
     """AUROC of each sign, alone and divided by motion, and of those used together: the chance that a chunk that left
-    reality scores higher than one that did not."""
+    reality scores higher than one that did not. ``chunk`` is that of its number alone, which a sign must beat."""
     moved = np.maximum(found.motion, STILL)
     alone = {name: auroc(getattr(found, name), truth) for name in SIGNS}
     by_motion = {f"{name}_by_motion": auroc(getattr(found, name) / moved, truth) for name in SIGNS}
-    return alone | by_motion | {"combined": auroc(found.combined(), truth)}
+    late = auroc(np.array(found.chunk, dtype=float), truth)
+    return alone | by_motion | {"combined": auroc(found.combined(), truth), "chunk": late}

@@ -49,13 +49,22 @@ def paired_difference(
     return float(100 * difference.mean()), (float(100 * low), float(100 * high))
 
 
-def mean_interval(values: Float[np.ndarray, " n"], *, draws: int = 10_000) -> tuple[float, tuple[float, float]]:
-    """Mean with a 95 % bootstrap interval, in the unit of the values; NaN for less than two of them."""
+def mean_interval(
+    values: Float[np.ndarray, " n"], *, less: Sequence[Float[np.ndarray, " _"]] = (), draws: int = 10_000
+) -> tuple[float, tuple[float, float]]:
+    """Mean with a 95 % bootstrap interval, in the unit of the values; NaN for less than two of them. ``less``: samples
+    of their own, the mean of whose means is taken off; they are drawn anew too."""
     if len(values) < 2:
         return math.nan, (math.nan, math.nan)
-    drawn = keyed(0, "bootstrap/mean").integers(len(values), size=(draws, len(values)))
-    low, high = np.quantile(values[drawn].mean(axis=1), [0.025, 0.975])
-    return float(values.mean()), (float(low), float(high))
+    rng = keyed(0, "bootstrap/mean")
+
+    def means(sample: Float[np.ndarray, " m"]) -> Float[np.ndarray, " draws"]:
+        return sample[rng.integers(len(sample), size=(draws, len(sample)))].mean(axis=1)
+
+    drawn = means(values) - sum(means(sample) for sample in less) / max(len(less), 1)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    mean = values.mean() - sum(sample.mean() for sample in less) / max(len(less), 1)
+    return float(mean), (float(low), float(high))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ SIGNS = {
     "instability": "differs when the flow takes twice as many steps",
     "variance": "differs in a second dream, under other noise and in finer steps",
     "combined": "the last two together",
+    "chunk": "how late in the episode it is, for comparison: errors add up anyway",
 }
 
 
@@ -38,6 +39,7 @@ def _pictures(found: Mapping[str, Any]) -> str:
     rows = [
         [name]
         + [" → ".join(number(measured[key][end], digits) for end in (0, -1)) for key, (_, digits) in metrics.items()]
+        + [" → ".join(str(measured["num_episodes"][end]) for end in (0, -1))]
         for name, measured in shown
     ]
     lead = (
@@ -46,7 +48,7 @@ def _pictures(found: Mapping[str, Any]) -> str:
         "the last column how far the imagined robot is from the real one (1: as far as one full action moves it), as a "
         "small network reads it off the pictures."
     )
-    head = ["world model of", *(title for title, _ in metrics.values())]
+    head = ["world model of", *(title for title, _ in metrics.values()), "episodes that last so long"]
     return f"<p class=lead>{lead}</p>" + table(head, rows)
 
 
@@ -56,7 +58,8 @@ def _outcomes(found: Mapping[str, Any]) -> str:
         cells, over = measured["outcomes"], measured["over_optimism"]
         counts = [str(cells[key]) for key in ("both", "only_real", "only_imagined", "none")]
         much = cell(signed(over["points"]), between(over["interval"], sign=True))
-        rows.append([f"round {i}", *counts, number(measured["rates"]["j"], 2), much])
+        j = cell(number(measured["rates"]["j"], 2), between(measured["rates"].get("j_interval"), digits=2))
+        rows.append([f"round {i}", *counts, j, much])
     head = [
         "dream of",
         "solved in both",
@@ -114,6 +117,7 @@ def _signs(found: Mapping[str, Any]) -> str:
             number(signs["areas"].get(f"{name}_by_motion")),
         ]
         for name, text in SIGNS.items()
+        if name in signs["areas"]  # older files have fewer
     ]
     lead = (
         f"In {percent(signs['left_reality'])} of {signs['num_chunks']} imagined chunks the picture had left reality. "

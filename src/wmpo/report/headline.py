@@ -119,7 +119,7 @@ def trust(audits: Sequence[Mapping[str, Any]], kept: int | None = None) -> tuple
         )
     if chance:
         return "unsure", (
-            f"At iteration {_list(chance)} the dream did not tell solved from unsolved episodes ({_worst(chance)}), but "
+            f"At iteration {_list(chance)} the dream did not tell solved from unsolved episodes ({_worst(chance)}); "
             "nearly all of them ended alike, so that says little."
         )
     low, high = min(a["j"] for a in known), max(a["j"] for a in known)

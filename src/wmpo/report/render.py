@@ -158,10 +158,30 @@ def _audits(run: Run) -> str:
         "share of real successes that the dream sees too, less the share of real failures that it takes for successes: "
         "1 is perfect; 0 or less means that success in the dream says nothing about reality. The base policy's are "
         "held-out episodes. When a round begins, its new episodes, from which nothing has learned yet, judge the dream "
-        "of the round before; the last policies play from the starts of held-out episodes."
+        "of the round before; the last round's policies play from the starts of held-out episodes, before they are "
+        "trained and after."
     )
     head = ["iteration", "real", "imagined", "J", "episodes", "<p>verdict</p>"]
-    return f"<p class=lead>{lead}</p><p class='say {tone}'>{sentence}</p>" + table(head, rows, _remedy(audits))
+    said = f"<p class=lead>{lead}</p><p class='say {tone}'>{sentence}</p>"
+    return said + table(head, rows, _remedy(audits)) + _guards(run)
+
+
+def _guards(run: Run) -> str:
+    """What each guard that is on would have dropped of replays whose outcomes are known, round by round."""
+    rows = [
+        [f"round {i}", esc(name), f"{worth['dropped']} of {worth['n']}", f"{worth['rightly']} of {worth['dropped']}"]
+        for i, done in enumerate(run.rounds, start=1)
+        for name, worth in done.get("improve", {}).get("guards", {}).items()
+    ]
+    trusted = [row["trusted"] for row in run.metrics["improve"] if "trusted" in row]
+    if not rows:
+        return ""
+    share = f"In imagination it trusted {percent(sum(trusted) / len(trusted))} of the episodes." if trusted else ""
+    lead = (
+        "Guards drop what only the dream shows. On replays of held-out real episodes one can see what they would have "
+        "dropped, and whether the dream was wrong there."
+    )
+    return f"<h3>Guards</h3><p class=lead>{lead}</p>" + table(["", "guard", "dropped", "rightly"], rows, share)
 
 
 def _warned(audit: Mapping[str, Any]) -> str:

@@ -99,7 +99,7 @@ def _policies(job: Job, log: StageLog) -> list[dict[str, Any]]:
     """Each round's policy under each decoding: real success, and that in the last dream from the same frames."""
     config, done = job.experiment.fidelity, 0
     path = job.root.path / "unfinished" / "fidelity.json"
-    played = read_json(path) if path.exists() else []
+    played = [p for p in read_json(path) if len(p["real"]) == config.num_starts] if path.exists() else []
     there = {(each["policy"], each["decoding"]) for each in played}
     total = (job.experiment.num_rounds + 1) * len(config.temperatures)
     for number in range(1, job.experiment.num_rounds + 2):
@@ -137,19 +137,18 @@ def known_policies(job: Job) -> list[dict[str, Any]]:
         starts = imagined_starts(episodes)
         imagined = run_episodes(dream, policy_of(job, number), starts, temperature=temperature, seed=job.seed)
         real = [episode.success for episode in episodes]
-        rows.append({"policy": job.policy_name_of(number), "real": float(np.mean(real)), "n": len(real),
-                     "imagined": float(imagined.success.float().mean())})  # fmt: skip
+        rows.append({"policy": job.policy_name_of(number), "real": real, "imagined": imagined.success.tolist()})
     return rows
 
 
 def agreement(policies: Sequence[dict[str, Any]], known: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Over policies; intervals are over starts, which all policies share. Calibrated: less what the dream was too
-    optimistic for the policies whose real success is known anyway."""
+    optimistic for the policies whose real success is known anyway, which is known from few starts too."""
     sides = [np.array([p[side] for p in policies], dtype=float) for side in ("real", "imagined")]
     real, imagined = (side.mean(axis=1).tolist() for side in sides)
     apart, r = 100 * (sides[1] - sides[0]).mean(axis=0), pearson(imagined, real)
-    offset = 100 * float(np.mean([row["imagined"] - row["real"] for row in known]))
-    over = {name: mean_interval(apart - bias) for name, bias in (("over_optimism", 0.0), ("calibrated", offset))}
+    biases = [100 * (np.array(row["imagined"], float) - np.array(row["real"], float)) for row in known]
+    over = {"over_optimism": mean_interval(apart), "calibrated": mean_interval(apart, less=biases)}
     return {
         "pearson": None if np.isnan(r) else r,
         "mmrv": mean_max_rank_violation(imagined, real),

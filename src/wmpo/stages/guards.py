@@ -34,7 +34,8 @@ def guarded_env(job: Job, held_out: Sequence[Episode]) -> tuple[ImaginedEnv, dic
     ]
     told = [episode.instruction for episode in held_out]
     first, second = (show_success(dream.reward_model, videos, told) for videos in both)
-    doubt = np.array([float(picture_distance(a, b).max()) for a, b in zip(*both, strict=True)])
+    each = dream.chunk_size // model.frame_stride  # dreams are compared at the ends of chunks, as in ImaginedEnv
+    doubt = np.array([float(picture_distance(a, b)[each::each].max()) for a, b in zip(*both, strict=True)])
     truth = np.array([episode.success for episode in held_out])
     audit: dict[str, Any] = {}
     if guards.verify:

@@ -44,9 +44,9 @@ class WorldModelTraining:
     "Part of the steps before which contexts are never imagined: early errors teach nothing and cost time."
     context_noise: float = 0.15
     "Noisy-frame conditioning: context latents get noise of up to this many standard deviations, pictures a third."
-    check_every: int = 150
+    check_every: int = 100
     "Steps between checks on held-out episodes."
-    patience: int = 3
+    patience: int = 2
     "Training stops when this many checks in a row bring no improvement."
 
     def refreshed(self) -> WorldModelTraining:
