@@ -3,10 +3,11 @@
     python benchmarks/planted_failure.py runs/drawer-open-v3-seed0 [...]
     python benchmarks/planted_failure.py --show
 
-The first round of a finished run again with an audit after every iteration of improve: once in its own dream, and once
-in that of a world model from scratch that learns from the successes among the same episodes (pretrained ones have seen
-how things fail; the success classifier, trained anew, learns from all). Audits replay 64 real episodes of the policy as
-it is: 16 held-out ones and more from validation starts, since the interval of J over 16 holds 0 for good dreams too.
+The first round of a finished run again with an audit after every iteration of improve: in its own dream, in that of a
+world model from scratch, and in that of one from scratch that learns from the successes among the same episodes only
+(pretrained ones have seen how things fail; the success classifier, trained anew, learns from all). Audits replay 64
+real episodes of the policy as it is: 16 held-out ones and more from validation starts, since the interval of J over 16
+holds 0 for good dreams too.
 What is said at each audit is kept in results/planted_failure.
 """
 
@@ -32,6 +33,7 @@ from wmpo.stages.rounds import policy_of
 
 RESULTS = Path(__file__).parent / "results" / "planted_failure"
 AUDITED, ITERATIONS, FIRST_START = 64, 2, 30_000
+DREAMS = ("own", "from scratch", "planted")
 
 
 @dataclass
@@ -78,12 +80,13 @@ def fresh(run: Path, count: int) -> list[Episode]:
         return play(env, policy_of(job, 1), seeds, job, temperature=temperature, policy_name="base")
 
 
-def in_dream(run: Path, more: list[Episode], *, planted: bool) -> dict[str, Any]:
+def in_dream(run: Path, more: list[Episode], dream: str) -> dict[str, Any]:
+    own = dream == "own"
     with tempfile.TemporaryDirectory(dir=run.parent) as scratch:
-        place = one_round(run, Path(scratch), own_dream=not planted)
+        place = one_round(run, Path(scratch), own_dream=own)
         made = existing_job(place.path)
-        with Watched(place, made.experiment, made.seed, more=more, failures=not planted) as job:
-            if planted:
+        with Watched(place, made.experiment, made.seed, more=more, failures=dream != "planted") as job:
+            if not own:
                 stages.tokenizer(job)
                 stages.world_model(job)
                 with Watched(place, made.experiment, made.seed, more=more) as judge:
@@ -99,7 +102,7 @@ def measure(run: Path) -> dict[str, Any]:
     config = read_json(run / "config.json")
     first = existing_job(run).experiment.collect.shares(config["config"]["num_rounds"])[0]
     more = fresh(run, AUDITED - first[1])
-    found = {name: in_dream(run, more, planted=name == "planted") for name in ("own", "planted")}
+    found = {dream: in_dream(run, more, dream) for dream in DREAMS}
     about = {"task": config["config"]["env"]["task"], "seed": config["seed"]}
     return about | found | {"command": command(run), "commit": commit()}
 
@@ -110,8 +113,8 @@ def show(rows: list[dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        for name in ("own", "planted"):
-            for audit in row[name]["audits"]:
+        for name in DREAMS:
+            for audit in row.get(name, {"audits": []})["audits"]:
                 low, high = audit["j_interval"]
                 j = "" if audit["j"] is None else f"{audit['j']:+.2f} [{low:+.2f}, {high:+.2f}]"
                 said = audit["warning"].split(";")[0] or "nothing"
