@@ -164,7 +164,12 @@ def _signs(job: Job, held_out: Sequence[Episode]) -> dict[str, Any]:
     truth = left_reality(model, held_out, videos, found, chunk_size)
     known = {name: None if np.isnan(area) else area for name, area in areas(found, truth).items()}
     shown = _worst(job, held_out, videos, found, truth, model.frame_stride)
-    return {"areas": known, "num_chunks": len(truth), "left_reality": float(truth.mean()), "videos": shown}
+    score = found.combined().round(3).tolist()
+    chunks = {"episode": found.episode, "chunk": found.chunk, "combined": score, "left_reality": truth.tolist()}
+    return {
+        "areas": known, "num_chunks": len(truth), "left_reality": float(truth.mean()), "chunks": chunks,
+        "videos": shown,
+    }  # fmt: skip
 
 
 def _worst(
