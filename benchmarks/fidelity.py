@@ -53,12 +53,13 @@ def show(rows: list[dict[str, Any]]) -> str:
         )
     means = {
         ".2f": [row["pearson"] for row in rows], ".3f": [row["mmrv"] for row in rows],
-        "+.0f": [row["over_optimism"]["points"] for row in rows], "+.1f": [row["calibrated"]["points"] for row in rows],
+        "5.1f": [abs(row["over_optimism"]["points"]) for row in rows],
+        "6.1f": [abs(row["calibrated"]["points"]) for row in rows],
         "5.2f": [row["rounds"][-1]["rates"]["j"] for row in rows],
         "6.2f": [row["signs"]["areas"]["combined"] for row in rows],
     }  # fmt: skip
     texts = [f"{_mean(values):{form}}".strip() for form, values in means.items()]
-    lines.append(f"| **mean** | | | {' | '.join(texts)} |")
+    lines.append(f"| **mean, of sizes** | | | {' | '.join(texts)} |")
     for task in dict.fromkeys(row["task"] for row in rows):
         found = [row for row in rows if row["task"] == task]
         imagined, real = ([rate for row in found for rate in rates(row, side)] for side in ("imagined", "real"))
