@@ -103,6 +103,8 @@ def metrics(stage: str) -> list[dict[str, Any]]:
 
 WARNED = audit(16, 0.62, 0.7, 0.4) | {"warning": "the verdicts may be chance; align longer"}
 
+FEW_FAILED = audit(16, 0.97, 0.9, -0.1) | {"warning": "the verdicts may be chance: only 1 of 32 episodes failed"}
+
 
 def write_second_round(path: Path) -> None:
     """To a finished run: two rounds of 16 iterations, the second one's figures unlike the first one's."""
@@ -112,7 +114,7 @@ def write_second_round(path: Path) -> None:
     figures = {
         "collect": {"episodes": 42, "success": 0.625}, "world-model": {"ratio_last": 1.07},
         "reward": {"real": {"f1": 0.91}, "imagined": {"j": 0.44}}, "clone": {"successes": 24},
-        "improve": {"audits": [WARNED]},
+        "improve": {"audits": [FEW_FAILED, WARNED], "guards": {"verify": {"n": 32, "dropped": 5, "rightly": 3}}},
     }  # fmt: skip
     (path / "round-2/stages").mkdir(parents=True)
     for stage, summary in figures.items():
@@ -210,12 +212,15 @@ def test_rounds_are_told_apart_and_added_up(tmp_path: Path) -> None:
     write_second_round(run)
     page = rendered(run)
     assert "14 of 14 stages" not in page.text["top"] and "13 of 14 stages" in page.text["top"]
-    assert page.text["audits"].count("may be chance") == 1 and page.text["audits"].count("align longer") == 1
+    assert page.text["audits"].count("may be chance") == 2 and page.text["audits"].count("align longer") == 1
+    assert "Where there is a warning: align longer." in page.text["audits"], "the one before says no remedy"
+    assert "verify" in page.text["audits"] and "5 of 32" in page.text["audits"] and "3 of 5" in page.text["audits"]
+    assert "Guards" not in rendered(write_run(tmp_path / "unguarded")).text["audits"]
     for figure in ("42", "62.5 %", "1.07×", "0.91", "0.44", "24"):
         assert figure in page.text["rounds"]
     read = read_run(run)
     assert [row["iteration"] for row in read.metrics["improve"]][-1] == 32
-    assert read.seconds["improve"] == 133.5 and read.audits == [WARNED]
+    assert read.seconds["improve"] == 133.5 and read.audits == [FEW_FAILED, WARNED]
     assert "rounds" not in rendered(write_run(tmp_path / "single")).text
 
 
