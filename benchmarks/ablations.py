@@ -4,7 +4,7 @@
     python benchmarks/ablations.py --show
 
 A round, because a whole run for each of them would take days on two cores: demonstrations, base policy and the first
-half of the budget P are the run's, and only what the change touches is made anew. The policies play the run's test
+round's episodes are the run's, and only what the change touches is made anew. The policies play the run's test
 starts, greedy and sampled as in the dream; every outcome is kept in results/ablations. What is there is not run again.
 """
 
