@@ -197,7 +197,7 @@ def hardware() -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/imagination"), help="where training is kept")
-    parser.add_argument("--steps", type=int, nargs=3, default=(200, 900, 300), metavar=("VAE", "FLOW", "DISTIL"))
+    parser.add_argument("--steps", type=int, nargs=3, default=(500, 8000, 2000), metavar=("VAE", "FLOW", "DISTIL"))
     parser.add_argument("--episodes", type=int, default=256, help="that training sees")
     parser.add_argument("--starts", type=int, default=8, help="held-out starts, four siblings each")
     parser.add_argument("--chunks", type=int, default=3)

@@ -1,4 +1,4 @@
-"""The miniature of ``imagination.py``: autoencoder and video transformer of the published kinds, trained in minutes."""
+"""The miniature of ``imagination.py``: autoencoder and video transformer of the published kinds, trained in a quarter of an hour."""
 
 from __future__ import annotations
 
