@@ -1,4 +1,4 @@
-"""The miniature of ``imagination.py``: autoencoder and video transformer of the published kinds, trained in a quarter of an hour."""
+"""The miniature of ``imagination.py``: autoencoder and transformer of the published kinds, trained in minutes."""
 
 from __future__ import annotations
 
