@@ -36,7 +36,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from wmpo.division import split
 from wmpo.execution.local import LocalSampler, TrainerPart, WorkerSpec
-from wmpo.nn import best_device
+from wmpo.nn import best_device, train_in_float32
 from wmpo.protocols import TrainablePolicy
 from wmpo.rl.grpo import GRPOConfig, GRPOLearner
 from wmpo.types import Minibatch, Rollouts, Starts, concatenate
@@ -275,7 +275,8 @@ class TeamLearner:
         return self.team.each(_step, [(part,) for part in split(minibatch, self.team.size)])[0]
 
     def publish(self) -> Mapping[str, Tensor]:
-        weights = self.team.call(_publish)[0]
+        types = {name: tensor.dtype for name, tensor in self._policy.state_dict().items()}
+        weights = self.team.call(_publish, types)[0]
         self._policy.load_state_dict(weights)
         return weights
 
@@ -309,13 +310,15 @@ class ShardedLearner(GRPOLearner):
         return weights | {f"optimizer.{i}": p for i, p in enumerate(self.policy.parameters())}
 
 
-def gathered(team: Team, tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Whole tensors on ``device`` of rank 0; elsewhere {}."""
+def gathered(
+    team: Team, tensors: Mapping[str, Tensor], device: torch.device, types: Mapping[str, torch.dtype] | None = None
+) -> dict[str, Tensor]:
+    """Whole tensors on ``device`` of rank 0, of these types where some are given; elsewhere {}."""
     whole = {}
     for name, tensor in tensors.items():
         full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         if team.rank == 0:
-            whole[name] = full.detach().to(device, copy=True)
+            whole[name] = full.detach().to(device, types[name] if types else None, copy=True)
     return whole
 
 
@@ -341,11 +344,13 @@ def sharded(tensor: Tensor, like: Tensor) -> Tensor:
 
 def shard(module: nn.Module, mesh: DeviceMesh) -> None:
     """FSDP2 in place, block by block; gradients are summed over all ranks, in float32. Methods that networks compute
-    with outside of their forward pass gather weights too."""
+    with outside of their forward pass gather weights too. Each rank's part of what is trained is float32; a network
+    that was made in bfloat16 is gathered, and computes, in that."""
+    half = torch.bfloat16 if train_in_float32(module.parameters()) else None
     for parameter in module.parameters():
         parameter.data = parameter.data.contiguous()  # FSDP2 cuts no others, such as those laid out channels last
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # nothing works on it in place
-    precision = MixedPrecisionPolicy(reduce_dtype=torch.float32)
+    precision = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for stack in reversed(list(module.modules())):
         for block in stack if isinstance(stack, nn.ModuleList) else ():
             fully_shard(block, mesh=mesh, mp_policy=precision)
@@ -369,8 +374,8 @@ def _step(team: Team, part: Minibatch) -> dict[str, float]:
     return team.learner.step(part)
 
 
-def _publish(team: Team) -> dict[str, Tensor]:
-    return gathered(team, team.learner.policy.state_dict(), team.device)
+def _publish(team: Team, types: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
+    return gathered(team, team.learner.policy.state_dict(), team.device, types)
 
 
 def _save(team: Team) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from wmpo.hf import WeightFolder, libraries
-from wmpo.nn import best_device, cut_frames
+from wmpo.nn import best_device, cut_frames, train_in_float32
 from wmpo.policy import prismatic
 from wmpo.policy.codec import VocabularyCodec
 from wmpo.types import Observation
@@ -53,7 +53,7 @@ class OpenVLAOFTConfig:
     improve_lora_rank: int = 0
     "The same after sft, when what was cloned is part of the weights (the paper trains all of them)."
     dtype: str = "bfloat16"
-    "Type of the weights: bfloat16 or float32."
+    "Type of the weights: bfloat16 or float32. What is trained has float32 ones all the same while it is."
     gradient_checkpointing: bool = False
     "Recompute the language model's activations on the way back: less memory, a third more time."
 
@@ -227,6 +227,7 @@ def add_lora(net: nn.Module, rank: int) -> None:
     ]
     settings = LoraConfig(r=rank, lora_alpha=min(rank, 16), init_lora_weights="gaussian", target_modules=linear)
     inject_adapter_in_model(settings, net)
+    train_in_float32(net.parameters())
 
 
 def without_lora(net: prismatic.Prismatic) -> prismatic.Prismatic:
