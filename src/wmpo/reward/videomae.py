@@ -39,6 +39,8 @@ class VideoMAERewardConfig:
     "Local folder of MCG-NJU/videomae-base, or of a classifier that ``save`` wrote."
     window: int = 8
     "Consecutive frames in a clip (W)."
+    batch_size: int = 64
+    "Clips that are judged at once; changes memory, not results."
 
     def check_weights(self) -> dict[str, Any]:
         """Raises ValueError, naming value and fix, before anything is played, when it cannot be built so. Returns the
@@ -47,6 +49,8 @@ class VideoMAERewardConfig:
         content = folder.json("config.json")
         if content.get("model_type") != "videomae":
             raise ValueError(f"{folder.path / 'config.json'} is of a {content.get('model_type')}, not a videomae")
+        if self.batch_size < 1:
+            raise ValueError(f"reward.batch_size {self.batch_size} must be at least 1")
         if self.window < 1 or self.window % content.get("tubelet_size", 2):
             raise ValueError(
                 f"reward.window {self.window} must be a multiple of {content.get('tubelet_size', 2)}, the frames that "
@@ -128,6 +132,9 @@ class VideoMAEReward(nn.Module):
         """Logits, on the CPU. Raises ValueError for clips of another length."""
         if clips.shape[1] != self.window:
             raise ValueError(f"clips have {clips.shape[1]} frames, but this classifier was built for {self.window}")
+        return torch.cat([self._judge(part) for part in clips.split(self.config.batch_size)])
+
+    def _judge(self, clips: UInt8[Tensor, "M W h w 3"]) -> Float[Tensor, " M"]:
         pixels = self.pixels(clips)
         with autocast(pixels.device):
             both = self.net(pixel_values=pixels).logits
