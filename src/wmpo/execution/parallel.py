@@ -34,7 +34,7 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from wmpo.division import split
+from wmpo.division import check_gpus, check_sizes, split
 from wmpo.execution.local import LocalSampler, TrainerPart, WorkerSpec
 from wmpo.nn import best_device, train_in_float32
 from wmpo.protocols import TrainablePolicy
@@ -55,22 +55,33 @@ class Team:
     trainer: TrainerPart
 
     def __init__(self, rank: int, size: int, *, local_rank: int, local_size: int, meeting: str) -> None:
-        """``meeting``: where ranks find each other, a URL of ``torch.distributed``."""
-        gpus = torch.cuda.is_available()
-        if gpus:
-            check_sizes(size, local_size, 1)
+        """``meeting``: where ranks find each other, a URL of ``torch.distributed``. Raises ValueError, on all ranks,
+        when one of their machines has too few GPUs."""
+        gpus = torch.cuda.device_count()
+        if local_rank < gpus:
             torch.cuda.set_device(local_rank)
-        self.rank, self.size, self.local_size = rank, size, local_size
-        backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
+        self.rank, self.size = rank, size
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, init_method=meeting, rank=rank, world_size=size)
         self.device = best_device()
         self._orders = dist.new_group(backend="gloo", timeout=_IDLE)
+        machines: list[Any] = [None] * size
+        dist.all_gather_object(
+            machines, (local_size, gpus), group=self._orders
+        )  # a rank that refused alone would leave
+        self._local_sizes = [on_machine for on_machine, _ in machines]  # the others waiting for it
+        for on_machine, have in machines:
+            check_gpus(on_machine, have)
         self._waiting = True
 
     def mesh(self, shards: int) -> DeviceMesh:
         """Copies x shards, see :func:`check_sizes`."""
-        shape = check_sizes(self.size, self.local_size, shards)
+        shape = self.check_sizes(shards)
         return init_device_mesh(self.device.type, shape, mesh_dim_names=("copies", "shards"))
+
+    def check_sizes(self, shards: int) -> tuple[int, int]:
+        """The same on every rank."""
+        return check_sizes(self.size, self._local_sizes, shards)
 
     def each(self, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Calls ``function(team, *arguments)`` on every rank, with its own arguments; the results in order of ranks.
@@ -154,24 +165,13 @@ def _forget(team: Team) -> None:
         vars(team).pop(name, None)
 
 
-def check_sizes(size: int, local_size: int, shards: int) -> tuple[int, int]:
-    """Copies and shards; 0 shards: as many as there are ranks on a machine. Raises ValueError when these do not divide
-    the ranks, or when ranks would have to share a GPU, which NCCL cannot."""
-    gpus, shards = torch.cuda.device_count(), shards or local_size
-    if size % shards:
-        raise ValueError(f"execution.shards {shards} must divide the {size} processes")
-    if gpus and local_size > gpus:
-        raise ValueError(f"{local_size} processes on this machine need a GPU each, but it has {gpus}; start fewer")
-    return size // shards, shards
-
-
 @contextmanager
 def spawned(size: int) -> Iterator[Team]:
     """A team of this process and ``size - 1`` new ones on this machine."""
     with tempfile.TemporaryDirectory() as folder:
         meeting = f"file://{folder}/ranks"
         threads = max(1, torch.get_num_threads() // size)
-        check_sizes(size, size, 1)
+        check_gpus(size, torch.cuda.device_count())
         workers = torch.multiprocessing.start_processes(
             _work, (size, meeting, threads), nprocs=size - 1, join=False, daemon=True, start_method="spawn"
         )
