@@ -17,6 +17,7 @@ from torch import Tensor
 from wmpo import likelihood
 from wmpo.execution.local import LocalSampler
 from wmpo.execution.parallel import Team, TeamLearner
+from wmpo.hf import WeightFolder
 from wmpo.policy.codec import VocabularyCodec
 from wmpo.policy.openvla_oft import CROP, OpenVLAOFT, OpenVLAOFTConfig, crop, resize
 from wmpo.policy.prismatic import DINO, SIGLIP
@@ -427,6 +428,14 @@ def test_what_is_missing_or_foreign_is_named(broken: Path, damage, changes: dict
     damage(broken)
     with pytest.raises(ValueError, match=message):
         settings(broken, **changes).build()
+    with pytest.raises(ValueError, match=message):  # before anything is played
+        settings(broken, **{"fine_tuned": True} | changes).check_weights()
+
+
+def test_a_complete_checkpoint_passes_without_being_read(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(WeightFolder, "shards", lambda self: pytest.fail("weights were read"))
+    settings(checkpoint, fine_tuned=True).check_weights()
+    settings(checkpoint, unnorm_key="").check_weights()  # several data sets matter to fine-tuned ones only
 
 
 def test_statistics_of_the_first_training_serve_where_there_are_no_later_ones(broken: Path) -> None:

@@ -123,9 +123,14 @@ def test_what_is_missing_or_foreign_is_named(pretrained: Path, tmp_path: Path) -
     drop(tmp_path / "saved", "classifier.bias")
     with pytest.raises(ValueError, match=r"a part of a classifier only: classifier\.bias"):
         built(tmp_path / "saved")
+    with pytest.raises(ValueError, match=r"a part of a classifier only: classifier\.bias"):
+        VideoMAERewardConfig(folder=str(tmp_path / "saved")).check_weights()
+    VideoMAERewardConfig(folder=str(pretrained)).check_weights()
     drop(pretrained, "videomae.encoder.layer.1.output.dense.bias")
     with pytest.raises(ValueError, match=r"1 tensors differ \(videomae.encoder.layer.1.output.dense.bias"):
         built(pretrained)
+    with pytest.raises(ValueError, match=r"1 tensors differ \(videomae.encoder.layer.1.output.dense.bias"):
+        VideoMAERewardConfig(folder=str(pretrained)).check_weights()  # before anything is played
     change(pretrained / "config.json", model_type="vit")
     with pytest.raises(ValueError, match="is of a vit, not a videomae"):
         built(pretrained)

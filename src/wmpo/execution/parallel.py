@@ -66,10 +66,9 @@ class Team:
         self.device = best_device()
         self._orders = dist.new_group(backend="gloo", timeout=_IDLE)
         machines: list[Any] = [None] * size
-        dist.all_gather_object(
-            machines, (local_size, gpus), group=self._orders
-        )  # a rank that refused alone would leave
-        self._local_sizes = [on_machine for on_machine, _ in machines]  # the others waiting for it
+        # All know of all: a rank that refused alone would leave the others waiting for it.
+        dist.all_gather_object(machines, (local_size, gpus), group=self._orders)
+        self._local_sizes = [on_machine for on_machine, _ in machines]
         for on_machine, have in machines:
             check_gpus(on_machine, have)
         self._waiting = True

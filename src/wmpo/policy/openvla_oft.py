@@ -21,7 +21,7 @@ from jaxtyping import Float, Int, UInt8
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from wmpo.hf import WeightFolder, libraries
+from wmpo.hf import Headers, WeightFolder, libraries
 from wmpo.nn import best_device, cut_frames, train_in_float32
 from wmpo.policy import prismatic
 from wmpo.policy.codec import VocabularyCodec
@@ -73,7 +73,14 @@ class OpenVLAOFTConfig:
 
     def check_weights(self) -> None:
         """Raises ValueError, naming folder and fix, before anything is played, when weights are missing or foreign."""
-        read_settings(WeightFolder(self.folder))
+        self.validate()
+        folder = Headers(self.folder)
+        settings = read_settings(folder)
+        if self.fine_tuned:
+            read_codec(folder, settings, self.unnorm_key, self.chunk_size)
+        PictureSettings.read(folder, settings)
+        PromptReader(folder)
+        prismatic.load(folder, settings, DTYPES[self.dtype])
 
     def fit(self, actions: Float[Tensor, "S A"], image_size: int, views: tuple[str, ...] = ONE_VIEW) -> OpenVLAOFT:
         """The checkpoint, for actions such as the recorded ones or, if it is fine-tuned, for those of its own."""
