@@ -248,11 +248,15 @@ def _row(name: str, *cells: str) -> str:
 
 def _warnings(found: Plan, hardware: Hardware) -> list[str]:
     return [
-        f"{stage.name} does not fit into {hardware.gpu_memory:g} GB; what helps: "
-        f"{_REMEDIES.get(stage.name, 'its fit.micro-batch, or more GPUs')}"
+        f"{stage.name} does not fit into {hardware.gpu_memory:g} GB; what helps: {remedy(stage.name)}"
         for stage in found.stages
         if stage.memory.total > hardware.gpu_memory * 1e9
     ]
+
+
+def remedy(stage: str) -> str:
+    """Flags that make a stage take less memory."""
+    return _REMEDIES.get(stage, "its fit.micro-batch, or more GPUs")
 
 
 _REMEDIES = {

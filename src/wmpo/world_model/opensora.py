@@ -129,8 +129,8 @@ def _check_autoencoder(folder: Path) -> None:
         for _, tensors in weights.shards()
         for name, tensor in tensors.items()
     }
-    shapes = ({name: tuple(tensor.shape) for name, tensor in state.items()} for state in (net.state_dict(), found))
-    compare(*shapes, folder)
+    expected = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
+    compare(expected, {name: tuple(tensor.shape) for name, tensor in found.items()}, folder)
 
 
 def _autoencoder(folder: Path) -> Any:
