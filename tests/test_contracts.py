@@ -22,6 +22,7 @@ from miniatures import (
 )
 from torch import Tensor
 
+from wmpo.envs.imagined import ImaginedEnv
 from wmpo.execution.local import LocalSampler
 from wmpo.nn import Block
 from wmpo.noise import row_normal
@@ -239,6 +240,18 @@ def test_a_sampler_plays_with_the_weights_it_was_given_last() -> None:
         weights["logits"].zero_()  # a sampler keeps its own copy
         rollouts = sampler.run(some_starts(8), 1.0, 0)
         assert (rollouts.tokens == token).all() and (rollouts.success == (token == 2)).all()
+
+
+@pytest.mark.parametrize("most", [1, 3, 8])
+def test_a_sampler_that_plays_in_parts_plays_the_same(most: int) -> None:
+    dream = ImaginedEnv(small_world_model(), small_reward(), chunk_size=CHUNK, max_chunks=3, seed=0)
+    dream.reward_model.threshold = 0.0
+    whole, parts = (
+        LocalSampler(dream, small_policy(), each).run(some_starts(8, frames=1), 1.0, 0) for each in (0, most)
+    )
+    assert torch.equal(whole.tokens, parts.tokens) and torch.equal(whole.executed, parts.executed)
+    assert torch.equal(whole.success, parts.success) and torch.equal(whole.num_steps, parts.num_steps)
+    assert torch.allclose(whole.logprob, parts.logprob, atol=1e-5)
 
 
 def test_a_learner_publishes_copies_and_goes_on_from_what_it_saved() -> None:

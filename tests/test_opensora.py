@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from wmpo.hf import WeightFolder
@@ -345,3 +346,23 @@ def test_what_does_not_fit_is_refused_with_the_fix(autoencoder: Path, tmp_path: 
     (tmp_path / "config.json").write_text(json.dumps({}))
     with pytest.raises(ValueError, match="has neither diffusion_pytorch_model"):
         world_model(tmp_path)
+
+
+def test_weights_are_compared_by_their_headers_before_anything_is_played(autoencoder: Path, tmp_path: Path) -> None:
+    def config(net: dict[str, Tensor], vae: Path = autoencoder) -> OpenSoraWorldModelConfig:
+        return OpenSoraWorldModelConfig(vae=str(vae), folder=str(write(tmp_path / "net", net)))
+
+    tensors = published_tensors()
+    config(tensors).check_weights(ACTIONS)
+    with pytest.raises(ValueError, match=r"action_embedder.fc.0.weight: expected \(64, 6\)"):
+        config(tensors).check_weights(6)
+    with pytest.raises(ValueError, match=r"t_block.1.bias: expected \(96,\), found None"):
+        config({name: t for name, t in tensors.items() if name != "t_block.1.bias"}).check_weights(ACTIONS)
+    name, older = "diffusion_pytorch_model.safetensors", Path(shutil.copytree(autoencoder, tmp_path / "vae"))
+    of_vae = load_file(autoencoder / name)
+    save_file({n.replace(".to_q.", ".query.").replace(".to_out.0.", ".proj_attn."): t for n, t in of_vae.items()},
+              older / name)  # fmt: skip
+    config(tensors, older).check_weights(ACTIONS)
+    save_file({n: t for n, t in of_vae.items() if n != "encoder.conv_in.bias"}, older / name)
+    with pytest.raises(ValueError, match=r"encoder.conv_in.bias: expected \(8,\), found None"):
+        config(tensors, older).check_weights(ACTIONS)

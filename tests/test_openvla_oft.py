@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from wmpo import likelihood
+from wmpo.execution.local import LocalSampler
+from wmpo.execution.parallel import Team, TeamLearner
+from wmpo.hf import WeightFolder
 from wmpo.policy.codec import VocabularyCodec
 from wmpo.policy.openvla_oft import CROP, OpenVLAOFT, OpenVLAOFTConfig, crop, resize
 from wmpo.policy.prismatic import DINO, SIGLIP
@@ -44,6 +47,19 @@ def settings(folder: Path, **changes: object) -> OpenVLAOFTConfig:
     return OpenVLAOFTConfig(
         folder=str(folder), **{"unnorm_key": "square", "chunk_size": 2, "dtype": "float32"} | changes
     )  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a rank builds."""
+
+    config: OpenVLAOFTConfig
+
+    def policy(self) -> OpenVLAOFT:
+        return self.config.build()
+
+    def sampler(self) -> LocalSampler:
+        raise NotImplementedError
 
 
 def frames(count: int, size: int = SIZE, seed: int = 0) -> Tensor:
@@ -252,6 +268,66 @@ def test_reinforcement_moves_the_log_probabilities_by_the_sign_of_the_advantage(
     assert change[0] > 1e-3 and change[1] < -1e-3
 
 
+def lesson() -> Minibatch:
+    tokens = torch.randint(0, 256, (2, 6), generator=torch.Generator().manual_seed(0))
+    return Minibatch(
+        frame=frames(2), instruction=("open", "shut the drawer"), tokens=tokens, old_logprob=torch.full((2, 6), -5.5),
+        mask=torch.ones(2, 6, dtype=torch.bool), advantage=torch.tensor([1.0, -1.0]),
+        weight=torch.full((2,), 1 / 6), num_episodes=2,
+    )  # fmt: skip
+
+
+def trained(policy: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in policy.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "autocast"])
+def test_a_small_step_moves_the_weights_of_a_half_precision_policy(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, rank: int, half: bool
+) -> None:
+    """At the paper's rate; rounded to bfloat16 nine in ten of its steps would be lost."""
+    monkeypatch.setattr("wmpo.nn.has_fast_bf16", lambda device: half)
+    policy = settings(checkpoint, dtype="bfloat16", lora_rank=rank).build()
+    before = trained(policy)
+    learner = GRPOLearner(policy, GRPOConfig(learning_rate=5e-6, warmup_steps=1), temperature=1.6)
+    learner.step(lesson())
+    moments = learner._optimizer.state
+    moved = torch.cat(
+        [
+            (p != before[name].float())[moments[p]["exp_avg"].abs() > 1e-9]
+            for name, p in policy.named_parameters()
+            if p in moments
+        ]
+    )
+    assert len(moved) > 1000 and moved.float().mean() > 0.99, moved.float().mean()
+    assert all(p.dtype == (torch.float32 if p.requires_grad else torch.bfloat16) for p in policy.parameters())
+    acting = settings(checkpoint, dtype="bfloat16", lora_rank=rank).build()
+    acting.load_state_dict(dict(learner.publish()))
+    assert next(acting.parameters()).dtype == torch.bfloat16, "samplers take weights in their own type"
+    found, expected = (logits(each, frames(2), "open", "shut") for each in (acting, policy))
+    assert (found - expected).std() < 0.05 * expected.std()
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_ranks_train_in_full_precision_what_they_gather_in_half(alone: Team, checkpoint: Path, rank: int) -> None:
+    wanted = settings(checkpoint, dtype="bfloat16", lora_rank=rank)
+    policy = wanted.build()
+    learner = TeamLearner(
+        alone, Spec(wanted), policy, GRPOConfig(learning_rate=5e-6, warmup_steps=1), temperature=1.6
+    )  # fmt: skip
+    assert learner.step(lesson())["grad_norm"] > 0
+    kept, own = learner.save(), wanted.build().state_dict()
+    names = [name for name, p in policy.named_parameters() if p.requires_grad]
+    assert all(kept[f"model.{name}"].dtype == torch.float32 for name in names)
+    assert all(tensor.dtype == torch.float32 for name, tensor in kept.items() if name.startswith("optimizer."))
+    moved = torch.cat([(kept[f"model.{name}"] != own[name].float()).flatten() for name in names])
+    assert moved.float().mean() > (0.3 if rank else 0.5)  # unused bins and embeddings, and the zeros of LoRA, have none
+    published = learner.publish()
+    assert {name: t.dtype for name, t in published.items()} == {name: t.dtype for name, t in own.items()}
+    learner.restore(kept)
+
+
 def test_recomputed_activations_give_the_same_gradient(checkpoint: Path) -> None:
     gradients = []
     for checkpointing in (False, True):
@@ -352,6 +428,14 @@ def test_what_is_missing_or_foreign_is_named(broken: Path, damage, changes: dict
     damage(broken)
     with pytest.raises(ValueError, match=message):
         settings(broken, **changes).build()
+    with pytest.raises(ValueError, match=message):  # before anything is played
+        settings(broken, **{"fine_tuned": True} | changes).check_weights()
+
+
+def test_a_complete_checkpoint_passes_without_being_read(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(WeightFolder, "shards", lambda self: pytest.fail("weights were read"))
+    settings(checkpoint, fine_tuned=True).check_weights()
+    settings(checkpoint, unnorm_key="").check_weights()  # several data sets matter to fine-tuned ones only
 
 
 def test_statistics_of_the_first_training_serve_where_there_are_no_later_ones(broken: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -129,6 +131,31 @@ def test_a_split_minibatch_has_equal_parts_and_the_same_sum(size: int) -> None:
 def test_shards_that_do_not_divide_the_ranks_are_refused(alone: Team) -> None:
     with pytest.raises(ValueError, match=r"execution.shards 3 must divide the 1 processes"):
         alone.mesh(3)
+
+
+def _uneven(rank: int, local_sizes: list[int], gpus: list[int], meeting: str, said: Any) -> None:
+    torch.cuda.device_count = lambda: gpus[rank]
+    try:
+        Team(rank, len(gpus), local_rank=max(gpus), local_size=local_sizes[rank], meeting=meeting).mesh(0)
+    except ValueError as error:
+        said[rank] = str(error)
+
+
+@pytest.mark.parametrize(
+    ("local_sizes", "gpus", "message"),
+    [
+        ([2, 2, 1], [0, 0, 0], "machines run 1 and 2 of the 3 processes; start as many on each, or name --execution"),
+        ([1, 2, 2], [1, 1, 1], "2 processes on a machine need a GPU each, but it has 1; start fewer"),
+    ],
+)
+def test_unequal_machines_are_refused_on_every_rank(
+    tmp_path: Path, local_sizes: list[int], gpus: list[int], message: str
+) -> None:
+    with multiprocessing.get_context("spawn").Manager() as manager:
+        said = manager.dict()
+        arguments = (local_sizes, gpus, f"file://{tmp_path / 'ranks'}", said)
+        torch.multiprocessing.start_processes(_uneven, arguments, nprocs=len(gpus), start_method="spawn")
+        assert len(said) == len(gpus) and all(message in text for text in said.values()), dict(said)
 
 
 @pytest.mark.slow

@@ -102,7 +102,10 @@ def test_more_gpus_shorten_what_is_spread_and_divide_the_learner() -> None:
     (alone, together) = (found.stages[-1] for found in (one, eight))
     assert (alone.gpus, together.gpus) == (1, 8) and alone.operations == together.operations
     assert together.memory.optimizer == alone.memory.optimizer // 8
-    assert together.memory.others == alone.memory.others + one.networks[0].weight_bytes, "rank 0 has a copy for audits"
+    policy = one.networks[0]
+    assert alone.memory.others - together.memory.others == 2 * policy.trained - policy.weight_bytes, (
+        "rank 0 has a copy for audits, one process another in bfloat16"
+    )
     hardware = Hardware(gpus=8)
     assert hardware.seconds(together.operations, 8) == pytest.approx(hardware.seconds(alone.operations, 1) / 8)
     assert [stage.name for stage in one.stages] == ["sft", "tokenizer", "world-model", "reward", "clone", "improve"]
@@ -112,7 +115,10 @@ def test_more_gpus_shorten_what_is_spread_and_divide_the_learner() -> None:
         assert after.memory.optimizer == before.memory.optimizer // after.gpus
     small = Hardware(gpus=8, gpu_memory=0.001)
     said = describe(eight, small)
-    assert "improve does not fit into 0.001 GB; what helps: --improve.grpo.micro-batch" in said
+    assert (
+        "improve does not fit into 0.001 GB; what helps: more GPUs with --execution.shards, --policy.improve-lora-rank"
+        in said
+    )
     assert "real episodes of up to 24 steps" in said
 
 
@@ -150,6 +156,12 @@ def test_published_networks_have_their_published_sizes_and_cost_no_memory() -> N
     )
     policy, dream, reward = policy_footprint(wanted, 7), dream_footprint(wanted, 7), reward_footprint(wanted)
     assert policy.parameters == pytest.approx(7.6e9, rel=0.02) and policy.trained < 0.02 * policy.parameters
+    lora = training_memory(policy, FitConfig(batch_size=1, ema=0))
+    assert lora.weights == policy.weight_bytes and lora.optimizer == 8 * policy.trained == 2 * policy.trained_bytes
+    whole = policy_footprint(replace(wanted, policy=OpenVLAOFTConfig(folder="")), 7)  # type: ignore[arg-type]
+    assert whole.weight_bytes == pytest.approx(2 * 7.6e9, rel=0.02), "those that only act stay in bfloat16"
+    learner = training_memory(whole, FitConfig(batch_size=1, ema=0))
+    assert learner.total - learner.activations == pytest.approx(18 * whole.trained, rel=1e-3)
     assert policy.forward == pytest.approx(2 * policy.parameters * 345, rel=0.15), "two for each weight and token"
     assert dream.net.parameters == pytest.approx(0.9e9, rel=0.05) and dream.extra_bytes == pytest.approx(
         334.6e6, rel=0.01

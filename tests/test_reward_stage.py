@@ -46,6 +46,14 @@ def test_the_policy_that_was_collected_with_solves_as_many_in_the_dream_as_reall
     assert summary["imagined"]["threshold"] == summary["threshold"] != summary["real"]["threshold"]
 
 
+def test_episodes_may_be_imagined_in_parts(job: Job) -> None:
+    dream, found = imagined_env(job, 1), []
+    for most in (0, 5):
+        job.experiment = replace(job.experiment, improve=replace(job.experiment.improve, micro_batch=most))
+        found.append(learn._on_policy(job, dream.world_model, dream.reward_model))  # type: ignore[arg-type]
+    assert found[0] == pytest.approx(found[1], abs=1e-4)
+
+
 def test_a_policy_that_was_dropped_sets_no_threshold(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     """A later round may go on from an earlier policy than the one that its episodes were played with."""
     job.round, places = 2, []

@@ -206,6 +206,8 @@ def test_what_is_not_built_here_is_named(
     (folder / "config.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=words):
         config(folder).build()
+    with pytest.raises(ValueError, match=words):
+        config(folder, fine_tuned=True).check_weights()
 
 
 def test_what_is_missing_or_strange_is_named(checkpoint: Path, tmp_path: Path) -> None:
@@ -218,3 +220,4 @@ def test_what_is_missing_or_strange_is_named(checkpoint: Path, tmp_path: Path) -
     save_file(published_tensors() | {"model.lora": torch.zeros(1)}, folder / "model.safetensors")
     with pytest.raises(ValueError, match=r"tensors that SmolVLA has not: model\.lora"):
         config(folder).build()
+    config(checkpoint, fine_tuned=True).check_weights()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,9 @@ def test_the_pretrained_encoder_is_read_and_its_decoder_left(pretrained: Path) -
 def test_clips_are_judged_by_themselves_at_any_size_and_in_order(pretrained: Path) -> None:
     model, seen = built(pretrained), clips(4)
     logits = model(seen, TOLD * 4)
+    cut = replace(model.config, batch_size=3).build()
+    cut.load_state_dict(model.state_dict())
+    assert torch.allclose(cut(seen, TOLD * 4), logits, atol=1e-5), "parts change nothing"
     assert torch.allclose(model(seen[[2, 0]], TOLD * 2), logits[[2, 0]], atol=1e-5)
     assert (model(seen.flip(1), TOLD * 4) - logits).abs().max() > 1e-3
     colours = clips(3, size=1)
@@ -119,9 +123,14 @@ def test_what_is_missing_or_foreign_is_named(pretrained: Path, tmp_path: Path) -
     drop(tmp_path / "saved", "classifier.bias")
     with pytest.raises(ValueError, match=r"a part of a classifier only: classifier\.bias"):
         built(tmp_path / "saved")
+    with pytest.raises(ValueError, match=r"a part of a classifier only: classifier\.bias"):
+        VideoMAERewardConfig(folder=str(tmp_path / "saved")).check_weights()
+    VideoMAERewardConfig(folder=str(pretrained)).check_weights()
     drop(pretrained, "videomae.encoder.layer.1.output.dense.bias")
     with pytest.raises(ValueError, match=r"1 tensors differ \(videomae.encoder.layer.1.output.dense.bias"):
         built(pretrained)
+    with pytest.raises(ValueError, match=r"1 tensors differ \(videomae.encoder.layer.1.output.dense.bias"):
+        VideoMAERewardConfig(folder=str(pretrained)).check_weights()  # before anything is played
     change(pretrained / "config.json", model_type="vit")
     with pytest.raises(ValueError, match="is of a vit, not a videomae"):
         built(pretrained)

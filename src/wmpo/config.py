@@ -298,7 +298,7 @@ def _check_number(name: str, value: Any) -> None:
     """Ranges of settings, by the last part of their names."""
     last = name.rsplit(".", 1)[-1]
     least, most = _AT_LEAST.get(last, -math.inf), _AT_MOST.get(last, math.inf)
-    if name.endswith("fit.micro_batch"):
+    if name.endswith("fit.micro_batch") or name == "improve.micro_batch":
         least = 0
     if isinstance(value, tuple) and not value and last not in _MAY_BE_EMPTY:
         raise ValueError(f"{name} must not be empty")

@@ -6,6 +6,7 @@ with its share of the rows. So the gradients of all parts add up to that of the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Protocol
 
@@ -83,3 +84,23 @@ def _filled(part: Minibatch, whole: Minibatch, count: int) -> Minibatch:
         weight=filled("weight"),
         num_episodes=whole.num_episodes,
     )
+
+
+def check_sizes(size: int, local_sizes: Sequence[int], shards: int) -> tuple[int, int]:
+    """Copies and shards; 0 shards: as many as there are ranks on a machine (``local_sizes``, as each rank sees it).
+    Raises ValueError when these do not divide the ranks, or machines have unequal numbers of them."""
+    if not shards and len(set(local_sizes)) > 1:
+        numbers = " and ".join(map(str, sorted(set(local_sizes))))
+        raise ValueError(
+            f"machines run {numbers} of the {size} processes; start as many on each, or name --execution.shards"
+        )
+    shards = shards or local_sizes[0]
+    if size % shards:
+        raise ValueError(f"execution.shards {shards} must divide the {size} processes")
+    return size // shards, shards
+
+
+def check_gpus(local_size: int, gpus: int) -> None:
+    """Raises ValueError when the ranks of a machine would have to share a GPU, which NCCL cannot."""
+    if gpus and local_size > gpus:
+        raise ValueError(f"{local_size} processes on a machine need a GPU each, but it has {gpus}; start fewer")

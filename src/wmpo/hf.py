@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -86,15 +87,29 @@ class WeightFolder:
 
     def shards(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """File name and tensors of one shard after the other, so that only one is in memory twice."""
+        for shard, names in self._by_shard():
+            with _opened(self.path / shard) as file:
+                yield shard, {name: file.get_tensor(name) for name in names}
+
+    def _by_shard(self) -> list[tuple[str, list[str]]]:
         names = defaultdict(list)
         for tensor, shard in self._shard_of.items():
             names[shard].append(tensor)
-        for shard in sorted(names):
+        for shard, own in names.items():
             with _opened(self.path / shard) as file:
-                absent = sorted(set(names[shard]) - set(file.keys()))
-                if absent:
-                    raise ValueError(f"{self.path / shard} lacks {', '.join(absent[:3])}; download it again")
-                yield shard, {name: file.get_tensor(name) for name in names[shard]}
+                absent = sorted(set(own) - set(file.keys()))
+            if absent:
+                raise ValueError(f"{self.path / shard} lacks {', '.join(absent[:3])}; download it again")
+        return sorted(names.items())
+
+
+class Headers(WeightFolder):
+    """The same, but of the weights only names and shapes are read (tensors of torch's ``meta`` device): a loader finds
+    what does not fit, in seconds and without memory."""
+
+    def shards(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        for shard, names in self._by_shard():
+            yield shard, {name: torch.empty(self.shape(name), device="meta") for name in names}
 
 
 def compare(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]], where: object) -> None:

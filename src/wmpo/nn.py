@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -121,6 +121,16 @@ def has_fast_bf16(device: torch.device) -> bool:
 def autocast(device: torch.device) -> torch.autocast:
     """bfloat16 where the processor is fast at it, float32 elsewhere."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_fast_bf16(device))
+
+
+def train_in_float32(parameters: Iterable[nn.Parameter]) -> bool:
+    """Makes trained weights float32, in place; returns whether some were of a smaller type. A bfloat16 weight has 8
+    bits, so that an optimiser's step, often a thousandth of its spacing, would be rounded away; the forward pass may be
+    in bfloat16 all the same (:func:`autocast`). Frozen weights stay as they are."""
+    small = [p for p in parameters if p.requires_grad and p.is_floating_point() and p.itemsize < 4]
+    for parameter in small:
+        parameter.data = parameter.data.float()
+    return bool(small)
 
 
 def best_device() -> torch.device:

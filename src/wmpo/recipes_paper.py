@@ -71,6 +71,7 @@ def _paper(env: RobosuiteConfig, max_chunks: int) -> Experiment:
             num_iterations=100,
             temperature=TEMPERATURE,
             groups=GroupConfig(num_groups=64, group_size=8, max_rounds=4),
+            micro_batch=64,  # an episode's context is 0.13 GB of keys and values in the world model
             grpo=GRPOConfig(learning_rate=5e-6, warmup_steps=1, weight_decay=1e-2, micro_batch=8),
             audit=AuditConfig(every=25, num_episodes=16, max_episodes=80),
         ),

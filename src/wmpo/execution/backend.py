@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from wmpo.division import check_gpus, check_sizes
 from wmpo.execution import ray_backend
 from wmpo.execution.local import LocalSampler, TrainingSpec, WorkerSpec
 from wmpo.execution.ray_backend import ClusterConfig, RayLearner, RaySampler, RayTrainer
@@ -44,14 +45,12 @@ class ExecutionConfig:
                 "torchrun --nproc-per-node GPUS --module wmpo run RECIPE --execution.backend torchrun"
             )
         if self.backend == "torchrun":
-            from wmpo.execution.parallel import check_sizes, enlisted
+            from wmpo.execution.parallel import enlisted
 
-            team = enlisted()
-            check_sizes(team.size, team.local_size, self.shards)
+            enlisted().check_sizes(self.shards)
         elif self.backend == "processes":
-            from wmpo.execution.parallel import check_sizes
-
-            check_sizes(self.size, self.size, self.shards)
+            check_sizes(self.size, [self.size], self.shards)
+            check_gpus(self.size, torch.cuda.device_count())
         elif self.backend == "ray":
             ray_backend.connect(self.cluster)
 

@@ -12,18 +12,20 @@ from torch import Tensor, nn
 
 from wmpo.division import Division
 from wmpo.protocols import ChunkEnv, TrainablePolicy, Trainer
-from wmpo.rollout.run import run_episodes
-from wmpo.types import Rollouts, Starts
+from wmpo.rollout.run import run_in_parts
+from wmpo.types import Rollouts, Starts, concatenate
 
 
 class LocalSampler:
-    """A :class:`wmpo.protocols.Sampler` with its own copy of the policy."""
+    """A :class:`wmpo.protocols.Sampler` with its own copy of the policy. ``most``: episodes at once, 0 for any number;
+    it changes memory, not results."""
 
-    def __init__(self, env: ChunkEnv, policy: TrainablePolicy) -> None:
-        self.env, self.policy = env, policy.eval()
+    def __init__(self, env: ChunkEnv, policy: TrainablePolicy, most: int = 0) -> None:
+        self.env, self.policy, self.most = env, policy.eval(), most
 
     def run(self, starts: Starts, temperature: float, seed: int) -> Rollouts:
-        return run_episodes(self.env, self.policy, starts, temperature=temperature, seed=seed)
+        parts = run_in_parts(self.env, self.policy, starts, self.most, temperature=temperature, seed=seed)
+        return concatenate(list(parts))
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
         self.policy.load_state_dict(dict(weights))

@@ -34,9 +34,9 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from wmpo.division import split
+from wmpo.division import check_gpus, check_sizes, split
 from wmpo.execution.local import LocalSampler, TrainerPart, WorkerSpec
-from wmpo.nn import best_device
+from wmpo.nn import best_device, train_in_float32
 from wmpo.protocols import TrainablePolicy
 from wmpo.rl.grpo import GRPOConfig, GRPOLearner
 from wmpo.types import Minibatch, Rollouts, Starts, concatenate
@@ -55,22 +55,32 @@ class Team:
     trainer: TrainerPart
 
     def __init__(self, rank: int, size: int, *, local_rank: int, local_size: int, meeting: str) -> None:
-        """``meeting``: where ranks find each other, a URL of ``torch.distributed``."""
-        gpus = torch.cuda.is_available()
-        if gpus:
-            check_sizes(size, local_size, 1)
+        """``meeting``: where ranks find each other, a URL of ``torch.distributed``. Raises ValueError, on all ranks,
+        when one of their machines has too few GPUs."""
+        gpus = torch.cuda.device_count()
+        if local_rank < gpus:
             torch.cuda.set_device(local_rank)
-        self.rank, self.size, self.local_size = rank, size, local_size
-        backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
+        self.rank, self.size = rank, size
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, init_method=meeting, rank=rank, world_size=size)
         self.device = best_device()
         self._orders = dist.new_group(backend="gloo", timeout=_IDLE)
+        machines: list[Any] = [None] * size
+        # All know of all: a rank that refused alone would leave the others waiting for it.
+        dist.all_gather_object(machines, (local_size, gpus), group=self._orders)
+        self._local_sizes = [on_machine for on_machine, _ in machines]
+        for on_machine, have in machines:
+            check_gpus(on_machine, have)
         self._waiting = True
 
     def mesh(self, shards: int) -> DeviceMesh:
         """Copies x shards, see :func:`check_sizes`."""
-        shape = check_sizes(self.size, self.local_size, shards)
+        shape = self.check_sizes(shards)
         return init_device_mesh(self.device.type, shape, mesh_dim_names=("copies", "shards"))
+
+    def check_sizes(self, shards: int) -> tuple[int, int]:
+        """The same on every rank."""
+        return check_sizes(self.size, self._local_sizes, shards)
 
     def each(self, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Calls ``function(team, *arguments)`` on every rank, with its own arguments; the results in order of ranks.
@@ -154,24 +164,13 @@ def _forget(team: Team) -> None:
         vars(team).pop(name, None)
 
 
-def check_sizes(size: int, local_size: int, shards: int) -> tuple[int, int]:
-    """Copies and shards; 0 shards: as many as there are ranks on a machine. Raises ValueError when these do not divide
-    the ranks, or when ranks would have to share a GPU, which NCCL cannot."""
-    gpus, shards = torch.cuda.device_count(), shards or local_size
-    if size % shards:
-        raise ValueError(f"execution.shards {shards} must divide the {size} processes")
-    if gpus and local_size > gpus:
-        raise ValueError(f"{local_size} processes on this machine need a GPU each, but it has {gpus}; start fewer")
-    return size // shards, shards
-
-
 @contextmanager
 def spawned(size: int) -> Iterator[Team]:
     """A team of this process and ``size - 1`` new ones on this machine."""
     with tempfile.TemporaryDirectory() as folder:
         meeting = f"file://{folder}/ranks"
         threads = max(1, torch.get_num_threads() // size)
-        check_sizes(size, size, 1)
+        check_gpus(size, torch.cuda.device_count())
         workers = torch.multiprocessing.start_processes(
             _work, (size, meeting, threads), nprocs=size - 1, join=False, daemon=True, start_method="spawn"
         )
@@ -275,7 +274,8 @@ class TeamLearner:
         return self.team.each(_step, [(part,) for part in split(minibatch, self.team.size)])[0]
 
     def publish(self) -> Mapping[str, Tensor]:
-        weights = self.team.call(_publish)[0]
+        types = {name: tensor.dtype for name, tensor in self._policy.state_dict().items()}
+        weights = self.team.call(_publish, types)[0]
         self._policy.load_state_dict(weights)
         return weights
 
@@ -309,13 +309,15 @@ class ShardedLearner(GRPOLearner):
         return weights | {f"optimizer.{i}": p for i, p in enumerate(self.policy.parameters())}
 
 
-def gathered(team: Team, tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Whole tensors on ``device`` of rank 0; elsewhere {}."""
+def gathered(
+    team: Team, tensors: Mapping[str, Tensor], device: torch.device, types: Mapping[str, torch.dtype] | None = None
+) -> dict[str, Tensor]:
+    """Whole tensors on ``device`` of rank 0, of these types where some are given; elsewhere {}."""
     whole = {}
     for name, tensor in tensors.items():
         full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         if team.rank == 0:
-            whole[name] = full.detach().to(device, copy=True)
+            whole[name] = full.detach().to(device, types[name] if types else None, copy=True)
     return whole
 
 
@@ -341,11 +343,13 @@ def sharded(tensor: Tensor, like: Tensor) -> Tensor:
 
 def shard(module: nn.Module, mesh: DeviceMesh) -> None:
     """FSDP2 in place, block by block; gradients are summed over all ranks, in float32. Methods that networks compute
-    with outside of their forward pass gather weights too."""
+    with outside of their forward pass gather weights too. Each rank's part of what is trained is float32; a network
+    that was made in bfloat16 is gathered, and computes, in that."""
+    half = torch.bfloat16 if train_in_float32(module.parameters()) else None
     for parameter in module.parameters():
         parameter.data = parameter.data.contiguous()  # FSDP2 cuts no others, such as those laid out channels last
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # nothing works on it in place
-    precision = MixedPrecisionPolicy(reduce_dtype=torch.float32)
+    precision = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for stack in reversed(list(module.modules())):
         for block in stack if isinstance(stack, nn.ModuleList) else ():
             fully_shard(block, mesh=mesh, mp_policy=precision)
@@ -369,8 +373,8 @@ def _step(team: Team, part: Minibatch) -> dict[str, float]:
     return team.learner.step(part)
 
 
-def _publish(team: Team) -> dict[str, Tensor]:
-    return gathered(team, team.learner.policy.state_dict(), team.device)
+def _publish(team: Team, types: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
+    return gathered(team, team.learner.policy.state_dict(), team.device, types)
 
 
 def _save(team: Team) -> dict[str, Tensor]:

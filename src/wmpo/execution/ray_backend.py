@@ -112,8 +112,8 @@ class _Learner:
     def step(self, minibatch: Minibatch) -> dict[str, float]:
         return self.local.step(minibatch)
 
-    def publish(self) -> dict[str, Tensor]:
-        return _on_cpu(self.local.publish())
+    def publish(self, types: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
+        return {name: tensor.to("cpu", types[name]) for name, tensor in self.local.publish().items()}
 
     def save(self) -> dict[str, Tensor]:
         return _on_cpu(self.local.save())
@@ -286,7 +286,8 @@ class RayLearner:
         return self._learner.ask("step", minibatch)
 
     def publish(self) -> Mapping[str, Tensor]:
-        reference = self._learner.order("publish")
+        types = {name: tensor.dtype for name, tensor in self._policy.state_dict().items()}
+        reference = self._learner.order("publish", types)
         weights = Published(self._learner.answer(reference), reference)
         self._policy.load_state_dict(weights)
         return weights

@@ -21,8 +21,8 @@ from jaxtyping import Float, Int, UInt8
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from wmpo.hf import WeightFolder, libraries
-from wmpo.nn import best_device, cut_frames
+from wmpo.hf import Headers, WeightFolder, libraries
+from wmpo.nn import best_device, cut_frames, train_in_float32
 from wmpo.policy import prismatic
 from wmpo.policy.codec import VocabularyCodec
 from wmpo.types import Observation
@@ -53,7 +53,7 @@ class OpenVLAOFTConfig:
     improve_lora_rank: int = 0
     "The same after sft, when what was cloned is part of the weights (the paper trains all of them)."
     dtype: str = "bfloat16"
-    "Type of the weights: bfloat16 or float32."
+    "Type of the weights: bfloat16 or float32. What is trained has float32 ones all the same while it is."
     gradient_checkpointing: bool = False
     "Recompute the language model's activations on the way back: less memory, a third more time."
 
@@ -73,7 +73,14 @@ class OpenVLAOFTConfig:
 
     def check_weights(self) -> None:
         """Raises ValueError, naming folder and fix, before anything is played, when weights are missing or foreign."""
-        read_settings(WeightFolder(self.folder))
+        self.validate()
+        folder = Headers(self.folder)
+        settings = read_settings(folder)
+        if self.fine_tuned:
+            read_codec(folder, settings, self.unnorm_key, self.chunk_size)
+        PictureSettings.read(folder, settings)
+        PromptReader(folder)
+        prismatic.load(folder, settings, DTYPES[self.dtype])
 
     def fit(self, actions: Float[Tensor, "S A"], image_size: int, views: tuple[str, ...] = ONE_VIEW) -> OpenVLAOFT:
         """The checkpoint, for actions such as the recorded ones or, if it is fine-tuned, for those of its own."""
@@ -227,6 +234,7 @@ def add_lora(net: nn.Module, rank: int) -> None:
     ]
     settings = LoraConfig(r=rank, lora_alpha=min(rank, 16), init_lora_weights="gaussian", target_modules=linear)
     inject_adapter_in_model(settings, net)
+    train_in_float32(net.parameters())
 
 
 def without_lora(net: prismatic.Prismatic) -> prismatic.Prismatic:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from wmpo.checkpoint import write_json
 from wmpo.denoising import DenoisingConfig, PathLikelihood
-from wmpo.hf import WeightFolder, libraries
+from wmpo.hf import Headers, WeightFolder, libraries
 from wmpo.nn import best_device, cut_frames
 from wmpo.policy import smolvlm_expert
 from wmpo.policy.codec import PathCodec
@@ -61,8 +61,15 @@ class SmolVLAConfig:
 
     def check_weights(self) -> None:
         """Raises ValueError, naming folder and fix, before anything is played, when weights are missing or foreign."""
-        content = read_settings(WeightFolder(self.folder), self.chunk_size)
-        read_backbone(Path(self.backbone).expanduser(), content)
+        folder = WeightFolder(self.folder)
+        content = read_settings(folder, self.chunk_size)
+        if self.fine_tuned:
+            read_codec(folder, content, self.chunk_size)
+        backbone = read_backbone(Path(self.backbone).expanduser(), content)
+        SentenceReader(Path(self.backbone).expanduser(), content.get("tokenizer_max_length", 48))
+        settings = smolvlm_expert.ExpertSettings.read(content, folder.path / "config.json")
+        with torch.device("meta"):
+            smolvlm_expert.load(Headers(self.folder), settings, backbone)
 
     def fit(self, actions: Float[Tensor, "S A"], image_size: int, views: tuple[str, ...] = ONE_VIEW) -> SmolVLA:
         """The checkpoint, for actions such as the recorded ones or, if it is fine-tuned, for those of its own."""

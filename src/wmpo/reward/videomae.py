@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from wmpo.checkpoint import write_atomic, write_json
-from wmpo.hf import WeightFolder, compare, libraries
+from wmpo.hf import Headers, WeightFolder, compare, libraries
 from wmpo.nn import autocast, best_device
 from wmpo.views import ONE_VIEW
 
@@ -39,20 +39,34 @@ class VideoMAERewardConfig:
     "Local folder of MCG-NJU/videomae-base, or of a classifier that ``save`` wrote."
     window: int = 8
     "Consecutive frames in a clip (W)."
+    batch_size: int = 64
+    "Clips that are judged at once; changes memory, not results."
 
-    def check_weights(self) -> dict[str, Any]:
-        """Raises ValueError, naming value and fix, before anything is played, when it cannot be built so. Returns the
-        folder's ``config.json``."""
-        folder = WeightFolder(self.folder)
+    def check_weights(self) -> None:
+        """Raises ValueError, naming value and fix, before anything is played, when it cannot be built so."""
+        folder = Headers(self.folder)
+        with torch.device("meta"):
+            self._net(folder)
+        _threshold(folder)
+
+    def _net(self, folder: WeightFolder) -> nn.Module:
+        """With the folder's weights."""
         content = folder.json("config.json")
         if content.get("model_type") != "videomae":
             raise ValueError(f"{folder.path / 'config.json'} is of a {content.get('model_type')}, not a videomae")
+        if self.batch_size < 1:
+            raise ValueError(f"reward.batch_size {self.batch_size} must be at least 1")
         if self.window < 1 or self.window % content.get("tubelet_size", 2):
             raise ValueError(
                 f"reward.window {self.window} must be a multiple of {content.get('tubelet_size', 2)}, the frames that "
                 "VideoMAE reads as one"
             )
-        return content
+        with libraries():
+            from transformers import VideoMAEConfig, VideoMAEForVideoClassification
+        settings = VideoMAEConfig(**content | {"num_frames": self.window, "num_labels": 2})
+        net = VideoMAEForVideoClassification(settings)
+        _load(net, folder)
+        return net
 
     def restore(self, about: dict[str, Any]) -> VideoMAEReward:
         """The checkpoint with the threshold of a classifier that was trained from it."""
@@ -64,13 +78,7 @@ class VideoMAERewardConfig:
         """Reads the folder; frames of any size are resized, those of several cameras squeezed into one square. Raises
         ValueError that names what is missing or foreign."""
         folder = WeightFolder(self.folder)
-        with libraries():
-            from transformers import VideoMAEConfig, VideoMAEForVideoClassification
-        content = self.check_weights()
-        settings = VideoMAEConfig(**content | {"num_frames": self.window, "num_labels": 2})
-        net = VideoMAEForVideoClassification(settings)
-        _load(net, folder)
-        model = VideoMAEReward(self, net, views)
+        model = VideoMAEReward(self, self._net(folder), views)
         model.threshold = _threshold(folder)
         return model.to(best_device()).eval()
 
@@ -128,6 +136,9 @@ class VideoMAEReward(nn.Module):
         """Logits, on the CPU. Raises ValueError for clips of another length."""
         if clips.shape[1] != self.window:
             raise ValueError(f"clips have {clips.shape[1]} frames, but this classifier was built for {self.window}")
+        return torch.cat([self._judge(part) for part in clips.split(self.config.batch_size)])
+
+    def _judge(self, clips: UInt8[Tensor, "M W h w 3"]) -> Float[Tensor, " M"]:
         pixels = self.pixels(clips)
         with autocast(pixels.device):
             both = self.net(pixel_values=pixels).logits

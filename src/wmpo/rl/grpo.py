@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from wmpo import likelihood
 from wmpo.checkpoint import pack_training, unpack_training
+from wmpo.nn import train_in_float32
 from wmpo.protocols import TrainablePolicy
 from wmpo.rl.advantage import group_advantages
 from wmpo.rl.loss import ClipConfig, policy_loss
@@ -71,6 +72,7 @@ class GRPOLearner:
     """A :class:`wmpo.protocols.Learner` in one process."""
 
     def __init__(self, policy: TrainablePolicy, config: GRPOConfig, *, temperature: float) -> None:
+        train_in_float32(policy.parameters())
         self.policy, self.config, self.temperature = policy.eval(), config, temperature
         on_gpu = next(policy.parameters()).is_cuda  # there the default holds another copy of the weights for a moment
         self._optimizer = torch.optim.AdamW(
@@ -116,7 +118,7 @@ class GRPOLearner:
         return int(next(iter(states))["step"]) if states else 0
 
     def publish(self) -> Mapping[str, Tensor]:
-        """The newest weights, for samplers."""
+        """The newest weights, for samplers, which take them in their own type."""
         return {name: tensor.detach().clone() for name, tensor in self.policy.state_dict().items()}
 
     def save(self) -> dict[str, Tensor]:

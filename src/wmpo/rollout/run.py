@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -59,6 +61,14 @@ def run_episodes(
         trusted=trusted,
         video=torch.cat(video, dim=1) if record_video else None,
     )
+
+
+def run_in_parts(
+    env: ChunkEnv, policy: Policy, starts: Starts, most: int, *, temperature: float, seed: int
+) -> Iterator[Rollouts]:
+    """The same episodes, at most so many at once (0: all), one part after the other."""
+    for rows in torch.arange(len(starts)).split(most or len(starts)):
+        yield run_episodes(env, policy, starts.rows(rows), temperature=temperature, seed=seed)
 
 
 def decide(

@@ -139,7 +139,7 @@ class ImproveSpec(RunSpec):
         job = self.job()
         guarded = self.experiment.improve.guards.needs_shadow
         dream, _ = guarded_env(job, job.executed(job.collected()[1]) if guarded else [])
-        return LocalSampler(dream, first_policy(job))
+        return LocalSampler(dream, first_policy(job), self.experiment.improve.micro_batch)
 
     def policy(self) -> PolicyNet:
         return first_policy(self.job())

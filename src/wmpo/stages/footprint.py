@@ -46,6 +46,11 @@ class Footprint:
     "What a forward pass keeps for the backward pass."
 
     @property
+    def full_bytes(self) -> int:
+        """Of the weights while they are trained: float32 ones, whatever the frozen ones are."""
+        return self.weight_bytes - self.trained_bytes + 4 * self.trained
+
+    @property
     def training(self) -> int:
         """Operations of a training step for one sample."""
         return self.forward + self.backward
@@ -134,7 +139,8 @@ def _openvla(config: OpenVLAOFTConfig, action_dim: int, num_views: int) -> Footp
         if not config.gradient_checkpointing:
             return found
         seen = measure("towers", net, lambda policy: policy.features(pixels.to(DTYPES[config.dtype])))  # type: ignore[operator]
-    return _checkpointed(found, seen, 2 + 256 * num_views + PROMPT_TOKENS + tokens, DTYPES[config.dtype].itemsize)
+    between_layers = DTYPES[config.dtype].itemsize if config.lora_rank else 4  # sums with float32 embeddings
+    return _checkpointed(found, seen, 2 + 256 * num_views + PROMPT_TOKENS + tokens, between_layers)
 
 
 def _checkpointed(found: Footprint, seen: Footprint, length: int, itemsize: int) -> Footprint:

@@ -29,7 +29,7 @@ from wmpo.report.run import RunFolder, StageLog
 
 REPEATED = ("collect", "world-model", "reward", "clone", "improve")
 """The stages of a round."""
-INDIFFERENT = re.compile(r"num_workers|execution\..*|.*\.micro_batch")
+INDIFFERENT = re.compile(r"num_workers|execution\..*|.*\.micro_batch|reward\.batch_size")
 """Settings on which no result depends, but for the order in which numbers are added: a run may go on with others."""
 
 

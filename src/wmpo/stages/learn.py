@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
+import torch
 from torch import nn
 
 from wmpo.data.episode import Episode
@@ -23,7 +24,7 @@ from wmpo.protocols import Policy, PolicyNet, RewardModel
 from wmpo.report.run import StageLog
 from wmpo.reward.small import SmallReward
 from wmpo.reward.vlm_judge import VLMJudge, VLMJudgeConfig
-from wmpo.rollout.run import run_episodes
+from wmpo.rollout.run import run_in_parts
 from wmpo.stages import models
 from wmpo.stages.begin import (
     CloneSpec,
@@ -209,12 +210,12 @@ def _on_policy(job: Job, dream: WorldModelNet, net: RewardModel) -> dict[str, fl
     starts = imagined_starts(episodes)
     net.threshold = math.inf  # episodes are imagined to their end
     env = dream_of(job, job.round, dream, net)
-    temperature = job.experiment.improve.temperature
-    run_episodes(
-        env, policy_of(job, number), starts.cycled(3 * len(starts)),
-        temperature=temperature, seed=job.noise_seed,
+    config = job.experiment.improve
+    parts = run_in_parts(
+        env, policy_of(job, number), starts.cycled(3 * len(starts)), config.micro_batch,
+        temperature=config.temperature, seed=job.noise_seed,
     )  # fmt: skip
-    peak = env.peak.numpy()
+    peak = torch.cat([env.peak for _ in parts]).numpy()
     if isinstance(net, SmallReward) and len(net.instructions) > 1:
         peak = _level(net, peak, episodes)
     return {"threshold": threshold_of(peak, rate), "success": rate, "n": len(episodes)}
@@ -271,7 +272,7 @@ def improve(job: Job) -> None:
     if job.round < experiment.num_rounds:
         config = replace(config, audit=replace(config.audit, max_episodes=0))
     (dream, guards), policy = guarded_env(job, held_out), first_policy(job)
-    own = LocalSampler(dream, policy)  # it never plays while the learner is amid a step
+    own = LocalSampler(dream, policy, config.micro_batch)  # it never plays while the learner is amid a step
     with workers(
         experiment.execution, ImproveSpec(*fields_of(job)), own, policy, config.grpo, temperature=config.temperature
     ) as (sampler, learner):  # fmt: skip

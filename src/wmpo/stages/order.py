@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from wmpo.stages import disruptions, fidelity, learn, measure, pretrain, record
 from wmpo.stages.job import REPEATED, Job
+from wmpo.stages.memory import check_memory
 
 STAGES: dict[str, Callable[[Job], None]] = {
     "demos": record.demos,
@@ -47,7 +48,9 @@ def missing(job: Job, wanted: list[tuple[str, int]]) -> list[tuple[str, int]]:
 
 def run_missing(job: Job, wanted: list[tuple[str, int]]) -> None:
     """Runs what is not complete, one after the other."""
-    for stage, number in missing(job, wanted):
+    todo = missing(job, wanted)
+    check_memory(job.experiment, {stage for stage, _ in todo})
+    for stage, number in todo:
         job.round = number
         STAGES[stage](job)
 

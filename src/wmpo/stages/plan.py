@@ -142,16 +142,23 @@ def _shards(experiment: Experiment, hardware: Hardware) -> int:
 
 
 def training_memory(net: Footprint, config: FitConfig, gpus: int = 1, shards: int = 1, beside: int = 0) -> Memory:
-    """On the fullest of the GPUs, rank 0's, which holds the whole network beside its part. AdamW's two moments have the
-    weights' type."""
+    """On the fullest of the GPUs, rank 0's, which holds the whole network beside its part."""
     ranks = (cut(config.batch_size, config.micro_batch, rank, gpus) for rank in range(gpus))
     rows = max(rows.stop - rows.start for parts in ranks for rows, _ in parts)
+    averaged = 4 * net.trained // shards if config.ema else 0
+    return _trained(net, gpus, shards, rows, beside + averaged + (net.weight_bytes if gpus > 1 else 0))
+
+
+def _trained(net: Footprint, gpus: int, shards: int, rows: int, others: int) -> Memory:
+    """16 bytes for each trained weight: itself, its gradient and AdamW's two moments, all float32. One process holds
+    all weights once more in bfloat16, as it computes with them; ranks gather a block at a time, which is not counted.
+    """
     return Memory(
-        weights=net.weight_bytes // shards,
-        gradients=net.trained_bytes // shards,
-        optimizer=2 * net.trained_bytes // shards,
+        weights=net.full_bytes // shards,
+        gradients=4 * net.trained // shards,
+        optimizer=8 * net.trained // shards,
         activations=rows * net.saved_bytes,
-        others=beside + (net.trained_bytes // shards if config.ema else 0) + (net.weight_bytes if gpus > 1 else 0),
+        others=others + (2 * net.trained if gpus == 1 else 0),
     )
 
 
@@ -179,16 +186,12 @@ def _improve(
     learned = chunks * config.grpo.num_epochs * learned_decision(experiment, policy)
     caps = config.groups.max_rounds if config.groups.dynamic_sampling else 1
     shards = _shards(experiment, hardware)
-    copies = 1 if hardware.gpus == 1 else 2  # what is published and, beside a sharded learner, rank 0's own
-    networks = copies * policy.weight_bytes + dream.net.weight_bytes + dream.extra_bytes + reward.weight_bytes
+    copies = policy.full_bytes  # what is published
+    if hardware.gpus > 1:
+        copies = 2 * policy.weight_bytes  # the same in the samplers' type and, beside a sharded learner, rank 0's own
+    networks = copies + dream.net.weight_bytes + dream.extra_bytes + reward.weight_bytes
     minibatch = -(-episodes * chunks // (config.grpo.num_minibatches * hardware.gpus))
-    memory = Memory(
-        weights=policy.weight_bytes // shards,
-        gradients=policy.trained_bytes // shards,
-        optimizer=2 * policy.trained_bytes // shards,
-        activations=min(config.grpo.micro_batch, minibatch) * policy.saved_bytes,
-        others=networks,
-    )
+    memory = _trained(policy, hardware.gpus, shards, min(config.grpo.micro_batch, minibatch), networks)
     return Stage(
         name="improve",
         operations=float(iterations * episodes * (imagined + learned)),
@@ -245,16 +248,21 @@ def _row(name: str, *cells: str) -> str:
 
 def _warnings(found: Plan, hardware: Hardware) -> list[str]:
     return [
-        f"{stage.name} does not fit into {hardware.gpu_memory:g} GB; what helps: "
-        f"{_REMEDIES.get(stage.name, 'its fit.micro-batch, or more GPUs')}"
+        f"{stage.name} does not fit into {hardware.gpu_memory:g} GB; what helps: {remedy(stage.name)}"
         for stage in found.stages
         if stage.memory.total > hardware.gpu_memory * 1e9
     ]
 
 
+def remedy(stage: str) -> str:
+    """Flags that make a stage take less memory."""
+    return _REMEDIES.get(stage, "its fit.micro-batch, or more GPUs")
+
+
 _REMEDIES = {
     "tokenizer": "a smaller batch (--tokenizer-training.fit.batch-size)",
-    "improve": "--improve.grpo.micro-batch, --execution.shards, --policy.lora-rank or --policy.gradient-checkpointing",
+    "improve": "more GPUs with --execution.shards, --policy.improve-lora-rank, --improve.grpo.micro-batch or "
+    "--policy.gradient-checkpointing",
 }
 
 

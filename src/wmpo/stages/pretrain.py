@@ -26,6 +26,7 @@ from wmpo.stages import models
 from wmpo.stages.job import Job, commit, finish
 from wmpo.train.tokenizer import train_tokenizer
 from wmpo.train.world_model import flow_matching, train_and_check
+from wmpo.world_model.opensora import OpenSoraWorldModelConfig
 from wmpo.world_model.small import SmallWorldModel, SmallWorldModelConfig
 from wmpo.world_model.tokenizer import TokenizerConfig
 
@@ -119,7 +120,9 @@ def pretrained_path(name: str) -> Path | None:
 def check_weights(experiment: Experiment) -> None:
     """Raises ValueError when weights that the run begins with are missing, or were made for other pictures or sizes."""
     for config in (experiment.policy, experiment.world_model, experiment.reward):
-        if not isinstance(
+        if isinstance(config, OpenSoraWorldModelConfig):
+            config.check_weights(experiment.env.action_dim)
+        elif not isinstance(
             config, SmallPolicyConfig | SmallFlowPolicyConfig | SmallWorldModelConfig | SmallRewardConfig
         ):
             config.check_weights()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from wmpo.checkpoint import load_tensors, pack_training, save_tensors, unpack_training
 from wmpo.division import WHOLE, Division
-from wmpo.nn import autocast
+from wmpo.nn import autocast, train_in_float32
 from wmpo.protocols import Trainer
 from wmpo.report.run import StageLog
 
@@ -60,6 +60,7 @@ class Training:
 
     def __init__(self, module: nn.Module, batches: Batches, config: FitConfig, division: Division = WHOLE) -> None:
         division.take(module)
+        train_in_float32(module.parameters())
         self.module, self.config = module, config
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self._batches, self._division, self._device = batches, division, self.parameters[0].device

@@ -50,6 +50,8 @@ class ImproveConfig:
     "Sampling temperature of imagined episodes."
     groups: GroupConfig = field(default_factory=GroupConfig)
     "How many episodes an iteration imagines."
+    micro_batch: int = 0
+    "Episodes that one process imagines at once (also in reward); changes memory, not results; 0: all that it is given."
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
     "The learner."
     audit: AuditConfig = field(default_factory=AuditConfig)

@@ -11,6 +11,7 @@ steps are enough after distillation (:mod:`wmpo.train.distill`), and only frames
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from wmpo.hf import WeightFolder, libraries
+from wmpo.hf import Headers, WeightFolder, compare, libraries
 from wmpo.nn import autocast, best_device, check_frames, has_fast_bf16, to_frames, to_unit
 from wmpo.views import ONE_VIEW
 from wmpo.world_model import flow, stdit
@@ -57,11 +58,12 @@ class OpenSoraWorldModelConfig:
     compile: bool = False
     "Whether torch.compile makes the transformer's blocks faster; the first chunk then takes minutes."
 
-    def check_weights(self) -> None:
-        """Raises ValueError, naming folder and fix, before anything is played, when weights are missing."""
-        WeightFolder(_checked_autoencoder(self.vae), "diffusion_pytorch_model")
+    def check_weights(self, action_dim: int) -> None:
+        """Raises ValueError, naming folder and fix, before anything is played, when weights are missing or foreign."""
+        _check_autoencoder(_checked_autoencoder(self.vae))
         if self.folder:
-            WeightFolder(self.folder)
+            with torch.device("meta"):
+                load(Headers(self.folder), action_dim * self.frame_stride, self.sizes.temporal_actions)
 
     def restore(self, about: dict[str, Any]) -> OpenSoraWorldModel:
         """A model as another one's ``about()`` says; bounds of actions are among its weights."""
@@ -111,8 +113,28 @@ def _checked_autoencoder(name: str) -> Path:
     return folder
 
 
+_OLDER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+"""Names of the autoencoder's attention in older files, which diffusers still reads."""
+
+
+def _check_autoencoder(folder: Path) -> None:
+    """diffusers itself would begin tensors that a file lacks at random."""
+    with libraries():
+        from diffusers import AutoencoderKL
+    weights = Headers(folder, "diffusion_pytorch_model")
+    with torch.device("meta"):
+        net = AutoencoderKL.from_config(weights.json("config.json"))
+    found = {
+        re.sub(r"(?<=attentions\.\d\.)(query|key|value|proj_attn)(?=\.)", lambda old: _OLDER[old[0]], name): tensor
+        for _, tensors in weights.shards()
+        for name, tensor in tensors.items()
+    }
+    expected = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
+    compare(expected, {name: tuple(tensor.shape) for name, tensor in found.items()}, folder)
+
+
 def _autoencoder(folder: Path) -> Any:
-    WeightFolder(folder, "diffusion_pytorch_model")
+    _check_autoencoder(folder)
     with libraries():
         from diffusers import AutoencoderKL
     return AutoencoderKL.from_pretrained(folder, local_files_only=True, use_safetensors=True)
