@@ -6,9 +6,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import fake_ray
 import pytest
 
 from wmpo.execution.backend import ExecutionConfig, serve_if_enlisted
+from wmpo.execution.ray_backend import ClusterConfig
 from wmpo.recipes import tiny
 from wmpo.stages.job import open_job
 
@@ -42,9 +44,21 @@ def test_torchrun_and_its_backend_go_together(monkeypatch: pytest.MonkeyPatch) -
     assert serve_if_enlisted(needed=False), "the others have nothing to do in commands of one process"
 
 
+def out_of_reach(**options: object) -> None:
+    raise ConnectionError("nobody there")
+
+
 def test_shards_and_a_missing_ray_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"execution.shards 3 must divide the 4 processes"):
         ExecutionConfig(backend="processes", processes=4, shards=3).prepare()
+    ray = fake_ray.module({})
+    ray.is_initialized, ray.init = lambda: False, out_of_reach
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    for address, where in (("head:6379", "head:6379"), ("", "this machine")):
+        with pytest.raises(
+            ValueError, match=rf"no Ray cluster answers at {where} \(nobody there\); start one with ray"
+        ):
+            ExecutionConfig(backend="ray", cluster=ClusterConfig(address=address)).prepare()
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ValueError, match=r"pip install 'wmpo\[ray\]'"):
         ExecutionConfig(backend="ray").prepare()

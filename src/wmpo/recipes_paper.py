@@ -12,6 +12,7 @@ from dataclasses import replace
 from wmpo.config import CollectConfig, DemosConfig, EvaluateConfig, Experiment
 from wmpo.envs.metaworld import MetaWorldConfig
 from wmpo.envs.robosuite import RobosuiteConfig
+from wmpo.envs.simulator import CameraConfig
 from wmpo.evaluation.audit import AuditConfig
 from wmpo.policy.openvla_oft import OpenVLAOFTConfig
 from wmpo.policy.small import SmallPolicyConfig
@@ -31,12 +32,15 @@ from wmpo.world_model.tokenizer import TokenizerConfig
 
 TEMPERATURE = 1.6
 """Of collection and imagination in the paper."""
+AGENTVIEW = CameraConfig(azimuth=180.0, elevation=-45.0, distance=0.778, lookat=(-0.05, 0.0, 0.8))
+"""Where robosuite's camera of that name stands (0.5, 0, 1.35) and looks, through which fine-tuned checkpoints and the
+datasets of MimicGen have seen its tasks."""
 
 
 def _paper(env: RobosuiteConfig, max_chunks: int) -> Experiment:
     """One round of WMPO with OpenVLA-OFT, the OpenSora-class world model and VideoMAE."""
     return Experiment(
-        env=env,
+        env=replace(env, camera=AGENTVIEW),
         max_chunks=max_chunks,
         num_rounds=1,
         demos=DemosConfig(num_episodes=300, noise=0.0),
@@ -71,7 +75,7 @@ def _paper(env: RobosuiteConfig, max_chunks: int) -> Experiment:
             num_iterations=100,
             temperature=TEMPERATURE,
             groups=GroupConfig(num_groups=64, group_size=8, max_rounds=4),
-            micro_batch=64,  # an episode's context is 0.13 GB of keys and values in the world model
+            micro_batch=64,  # reward plays three times P at once, an iteration 512 episodes
             grpo=GRPOConfig(learning_rate=5e-6, warmup_steps=1, weight_decay=1e-2, micro_batch=8),
             audit=AuditConfig(every=25, num_episodes=16, max_episodes=80),
         ),

@@ -2,7 +2,7 @@
 
 Counted from the recipe's settings and its networks (:mod:`wmpo.stages.footprint`), not measured: every imagined episode
 lasts to its time limit and dynamic sampling finds its groups at once, so that "at most" is its cap. Checks on held-out
-episodes, audits, evaluation and the simulator are not in it.
+episodes, replays, calibration, audits, evaluation and the simulator are not in it.
 """
 
 from __future__ import annotations
@@ -238,7 +238,8 @@ def describe(found: Plan, hardware: Hardware) -> str:
         lines.append(_row(stage.name, *cells))
     lines.append(_row("together", *[""] * 8, *map(_duration, total)))
     longest = found.real_steps // max(found.real_episodes, 1)
-    lines.append(f"and {found.real_episodes} real episodes of up to {longest} steps, whose time is not in these")
+    lines.append(f"and {found.real_episodes} real episodes of up to {longest} steps, whose time is not in these,")
+    lines.append("nor that of checks on held-out episodes, of replays and of calibration")
     return "\n".join(lines + _warnings(found, hardware))
 
 
