@@ -216,5 +216,6 @@ def test_settling_changes_no_logit(weights: Path, rank: int) -> None:
 @pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("paper-")])
 def test_a_recipe_of_the_paper_without_its_weights_says_so_before_anything_is_played(name: str, tmp_path: Path) -> None:
     said = refused("run", name, "--env.image-size", "64", cwd=tmp_path)
-    assert "weights/openvla-7b is not a folder" in said
+    missing = "mimicgen" if name == "paper-coffee" else "weights/openvla-7b is not a folder"  # its task is MimicGen's
+    assert missing in said
     assert not (tmp_path / "runs").exists()

@@ -349,6 +349,7 @@ def test_what_audits_say_about_the_dream() -> None:
     assert "too optimistic at iteration 8" in trust([audit(4, 0.4, 0.45, 0.6), audit(8, 0.3, 0.7, 0.4)])[1]
     tone, sentence = trust([audit(4, 0.4, 0.5, -0.1), audit(8, 0.3, 0.7, 0.0)])
     assert tone == "bad" and "iteration 4 and 8" in sentence
+    assert "iteration 4:" in trust([audit(4, 0.4, 0.5, -0.1), audit(4, 0.4, 0.6, -0.1)])[1]
     tone, sentence = trust([audit(4, 0.4, 0.45, 0.6), audit(8, 0.97, 0.84, -0.16)])
     assert tone == "unsure" and "At iteration 8" in sentence and "lied" not in sentence, "hardly any failure to tell"
     tone, sentence = trust([audit(12, 0.97, 0.97, -0.03)])
