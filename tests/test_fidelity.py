@@ -69,6 +69,8 @@ def test_fidelity_falls_with_noise_and_is_counted_by_chunk() -> None:
         for shown in (noisy, faint)
     )
     assert worse.num_episodes == better.num_episodes == [2, 1]
+    with pytest.raises(ValueError, match="none of 2 episodes lasts a chunk of 40 actions"):
+        fidelity(episodes, [v[::2] for v in noisy], as_features, BLIND, chunk_size=40, frame_stride=2)
     expected = float(noise[4].float().abs().mean()) / 127.5
     assert worse.distance[0] == pytest.approx(expected, rel=0.05)
     for name, sign in (("distance", 1), ("psnr", -1), ("ssim", -1), ("feature_distance", 1)):

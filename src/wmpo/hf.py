@@ -109,7 +109,8 @@ class Headers(WeightFolder):
 
     def shards(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
         for shard, names in self._by_shard():
-            yield shard, {name: torch.empty(self.shape(name), device="meta") for name in names}
+            with _opened(self.path / shard) as file:
+                yield shard, {n: torch.empty(file.get_slice(n).get_shape(), device="meta") for n in names}
 
 
 def compare(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]], where: object) -> None:

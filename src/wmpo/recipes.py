@@ -83,8 +83,10 @@ def tiny() -> Experiment:
 
 
 def _from_scratch() -> Experiment:
-    """Small networks for another robot than the one that the shipped weights have seen."""
+    """Small networks for another robot than the one that the shipped weights have seen; ten minutes are no aim here."""
     return Experiment(
+        num_rounds=3,
+        reward_training=RewardTraining(fit=FitConfig(num_steps=300, batch_size=64, learning_rate=1e-3)),
         policy=SmallPolicyConfig(chunk_size=8),
         sft=SFTConfig(fit=FitConfig(num_steps=3000, batch_size=32, learning_rate=6e-4)),
         world_model=SmallWorldModelConfig(pretrained="none"),
@@ -119,7 +121,7 @@ def recorded() -> Experiment:
         num_rounds=1,
         demos=DemosConfig(num_episodes=0),
         collect=CollectConfig(num_episodes=0, num_held_out=0),
-        reward_training=RewardTraining(on_policy=False),
+        reward_training=dataclasses.replace(_from_scratch().reward_training, on_policy=False),
         improve=ImproveConfig(audit=AuditConfig(max_episodes=0)),
     )
 

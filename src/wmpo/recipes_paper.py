@@ -110,6 +110,7 @@ def single_gpu() -> Experiment:
     fit = FitConfig(num_steps=20_000, batch_size=64, learning_rate=4e-4, ema=0.999)
     return replace(
         base,
+        num_rounds=3,
         env=MetaWorldConfig(image_size=128),
         demos=replace(base.demos, num_episodes=10),
         policy=SmallPolicyConfig(dim=384, depth=8, num_heads=6),
@@ -118,6 +119,7 @@ def single_gpu() -> Experiment:
         world_model=SmallWorldModelConfig(channels=(144, 288, 576, 864), blocks=2, condition=512, pretrained="none"),
         world_model_training=replace(base.world_model_training, fit=fit, check_every=2000, patience=3),
         reward=SmallRewardConfig(channels=96),
+        reward_training=RewardTraining(fit=FitConfig(num_steps=300, batch_size=64, learning_rate=1e-3)),
         improve=replace(
             base.improve,
             num_iterations=10,

@@ -19,6 +19,9 @@ from wmpo.envs.disrupt import Disruption
 from wmpo.envs.simulator import Simulator, SimulatorConfig, choose_gl, expert_episode, play_episode
 from wmpo.envs.tasks import SeveralTasks
 
+DIED = """its own message is above. Processes import the script that starts them: what a script of one's own does must \
+stand under `if __name__ == '__main__':`"""
+
 
 def _serve(pipe: Connection, config: SimulatorConfig) -> None:
     """The loop of a simulator process."""
@@ -174,11 +177,7 @@ class Workers:
         except (EOFError, ConnectionResetError):
             self._processes[index].join(timeout=5)  # its pipe may close before its code is known
             code = self._processes[index].exitcode
-            if code in (None, -9):
-                reason = "out of memory?"
-            else:
-                reason = "its own message is above. Processes import the script that starts them: what a script of "
-                reason += "one's own does must stand under `if __name__ == '__main__':`"
+            reason = "out of memory?" if code in (None, -9) else DIED
             raise RuntimeError(f"simulator process {index} died (exit code {code}); {reason}") from None
         if status == "ok":
             return value

@@ -28,6 +28,7 @@ class AuditConfig:
 
     @property
     def max_audits(self) -> int:
+        """Of a training."""
         return self.max_episodes // self.num_episodes
 
 

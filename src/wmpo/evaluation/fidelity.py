@@ -60,6 +60,8 @@ def fidelity(
         for chunk, measured in enumerate(_compared(real, imagined, features, reader)):
             by_chunk[chunk].append(measured)
     rows = [row for row in by_chunk if row]
+    if not rows:
+        raise ValueError(f"none of {len(episodes)} episodes lasts a chunk of {chunk_size} actions")
     means = {name: [_mean([measured[name] for measured in row]) for row in rows] for name in rows[0][0]}
     return Fidelity(**means, num_episodes=[len(row) for row in rows])
 

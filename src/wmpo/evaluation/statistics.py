@@ -61,9 +61,10 @@ def mean_interval(
     def means(sample: Float[np.ndarray, " m"]) -> Float[np.ndarray, " draws"]:
         return sample[rng.integers(len(sample), size=(draws, len(sample)))].mean(axis=1)
 
-    drawn = means(values) - sum(means(sample) for sample in less) / max(len(less), 1)
+    mean, drawn = values.mean(), means(values)
+    for sample in less:
+        mean, drawn = mean - sample.mean() / len(less), drawn - means(sample) / len(less)
     low, high = np.quantile(drawn, [0.025, 0.975])
-    mean = values.mean() - sum(sample.mean() for sample in less) / max(len(less), 1)
     return float(mean), (float(low), float(high))
 
 

@@ -137,7 +137,5 @@ def _worst(audits: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _list(audits: Sequence[Mapping[str, Any]]) -> str:
-    names = list(
-        dict.fromkeys(str(a["iteration"]) for a in audits)
-    )  # a round begins with two: before and after cloning
+    names = list(dict.fromkeys(str(a["iteration"]) for a in audits))  # a round may begin with two: cloning is between
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

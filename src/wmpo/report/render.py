@@ -142,9 +142,10 @@ def _audits(run: Run) -> str:
     if not audits:
         return "<p class=empty>No audit was played.</p>" if "improve" in run.stages else _missing(run, "improve")
     tone, sentence = trust(audits, kept)
+    chosen = next((audit for audit in reversed(audits) if audit["iteration"] == kept), None)  # a clone, where two are
     rows = [
         [
-            f"{audit['iteration']}{' · kept' * (audit['iteration'] == kept)}",
+            f"{audit['iteration']}{' · kept' * (audit is chosen)}",
             percent(audit["real"]),
             percent(audit["imagined"]),
             cell(number(audit["j"]), between(audit.get("j_interval"), digits=2)),

@@ -46,7 +46,14 @@ from wmpo.stages.job import Job, finish, require
 from wmpo.stages.measure import best_decoding
 from wmpo.stages.pretrain import pretrained_path
 from wmpo.stages.record import demonstrate, play
-from wmpo.stages.rounds import begins_with, counted_on, dream_of, policy_of, warned
+from wmpo.stages.rounds import (
+    begins_with,
+    counted_on,
+    dream_of,
+    policy_of,
+    replay_warning,
+    trains_who_collected,
+)
 from wmpo.train.fit import fit
 from wmpo.train.reward import RewardNet, calibrate, peaks, real_videos, replayed_videos, threshold_of
 from wmpo.train.tokenizer import train_tokenizer
@@ -190,7 +197,7 @@ def reward(job: Job) -> None:
     )
     if on_policy:
         figures += f"; threshold {measured['threshold']:.1f}: the policy solves as many in the dream as it really did"
-    if said := warned(measured["imagined"]):
+    if said := replay_warning(measured["imagined"]):
         log.note(f"warning: {said}")
     finish(log, measured | {"on_policy": on_policy}, figures)
 
@@ -299,11 +306,10 @@ def _auditor(job: Job, dream: ImaginedEnv, held_out: list[Episode]) -> AuditPoli
     """Plays from where held-out episodes began. These are themselves the first audit where the policy to begin with is
     the one that played them."""
     temperature = job.experiment.improve.temperature
-    played = job.round == 1 and not job.experiment.clone.enabled
 
     def audit(policy: Policy, iteration: int) -> Audit:
         episodes = held_out
-        if iteration > 0 or not played:
+        if iteration > 0 or not trains_who_collected(job):
             purpose = Purpose("audit", f"round {job.round}, iteration {iteration}", temperature, job.seed)
             starts, name = [episode.start for episode in held_out], purpose.policy
             real = job.real_env(purpose, frame_stride=1)

@@ -92,6 +92,11 @@ def look_back(job: Job, episodes: Sequence[Episode]) -> dict[str, Any]:
     return {"audit": asdict(replace(found, verdict=verdict)), "begins_with": chosen}
 
 
+def trains_who_collected(job: Job) -> bool:
+    """Whether the policy that the round trains is the one that played all held-out episodes."""
+    return job.round == 1 and not job.experiment.clone.enabled
+
+
 def opening_audit(job: Job) -> dict[str, Any]:
     """What a round knows of the dream before it trains in it."""
     collected = job.folder.summary("collect") or {}
@@ -100,11 +105,11 @@ def opening_audit(job: Job) -> dict[str, Any]:
     measured = (job.folder.summary("reward") or {})["imagined"]
     figures = {key: measured[key] for key in ("j", "j_interval", "n")}
     real, imagined = measured["positives"] / measured["n"], measured["called"]
-    said = {"verdict": "the base policy", "warning": warned(measured)}
+    said = {"verdict": "the base policy", "warning": replay_warning(measured)}
     return {"iteration": 0, "real": real, "imagined": imagined, **figures, **said}
 
 
-def warned(measured: Mapping[str, Any]) -> str:
+def replay_warning(measured: Mapping[str, Any]) -> str:
     """The warning that a classifier's figures on imagined replays call for, or nothing."""
     saved: dict[str, Any] = {field.name: measured[field.name] for field in fields(Rates)}
     saved |= {name: tuple(value) for name, value in saved.items() if isinstance(value, list)}  # JSON has no tuples
@@ -119,10 +124,11 @@ def _count(job: Job, number: int) -> tuple[int, int]:
 
 def counted_on(job: Job, summary: dict[str, Any]) -> dict[str, Any]:
     """A round's summary of ``improve`` with iterations counted over the whole run and the round's opening audit, which
-    is of the policy that played this round's episodes. The last round's first own audit is that of its clone."""
+    is of the policy that played this round's episodes. A last round's own first audit would be the same only if that
+    policy had played all held-out episodes."""
     each = job.experiment.improve.num_iterations
-    done, cloned = (job.round - 1) * each, job.experiment.clone.enabled
-    later = [a | {"iteration": done + a["iteration"]} for a in summary["audits"] if cloned or a["iteration"] > 0]
+    done, again = (job.round - 1) * each, trains_who_collected(job)
+    later = [a | {"iteration": done + a["iteration"]} for a in summary["audits"] if a["iteration"] > 0 or not again]
     kept = summary["kept_iteration"]
     counted = {
         "audits": [opening_audit(job), *later],

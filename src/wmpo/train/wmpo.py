@@ -147,6 +147,7 @@ def affordable(budget: int, config: GroupConfig) -> list[GroupConfig]:
 
 
 def _audit_due(progress: _Progress, config: AuditConfig) -> bool:
+    """Before the first iteration and after each ``every``, once, while episodes are left."""
     done = any(audit.iteration == progress.iteration for audit in progress.audits)
     return not done and progress.iteration % config.every == 0 and len(progress.audits) < config.max_audits
 
