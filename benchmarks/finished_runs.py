@@ -7,7 +7,8 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 from wmpo.checkpoint import read_json, write_json
 from wmpo.envs.simulated import Purpose
 from wmpo.evaluation.compare import estimate
-from wmpo.stages.job import commit, existing_job
+from wmpo.stages.job import Job, commit, existing_job
 from wmpo.stages.measure import play_once
 from wmpo.stages.models import load_policy
 from wmpo.stages.order import rounds, run_missing
@@ -62,10 +63,10 @@ def gained(rows: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]
     return f"{100 * mine.mean():.1f} %", f"{found.value:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
-def again(run: Path, number: int, first: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A round of a finished run once more from the stage ``first`` on, in a copy with some settings changed (by their
-    names, as ``improve.share_noise``); "": nothing again. Its policy plays the run's test starts, greedy and sampled as
-    in the dream."""
+@contextmanager
+def changed(run: Path, settings: Mapping[str, Any]) -> Iterator[Job]:
+    """A copy of a finished run with some settings changed, by their names, as ``improve.share_noise``; it is gone
+    afterwards."""
     with tempfile.TemporaryDirectory(dir=run.parent) as scratch:
         copy = Path(scratch) / run.name
         shutil.copytree(run, copy, ignore=shutil.ignore_patterns("videos", "unfinished", "*.html", "results.json"))
@@ -79,21 +80,32 @@ def again(run: Path, number: int, first: str, settings: Mapping[str, Any]) -> di
         write_json(copy / "config.json", config)
         with existing_job(copy) as job:
             job.quiet = False
-            order = [("sft", 1), *rounds(number)]
-            stages = order[order.index((first, 1 if first in ("sft", "tokenizer") else number)) :] if first else []
-            for stage, at in [*stages, ("evaluate", 1)]:
-                (job.place(stage, at).path / "stages" / f"{stage}.json").unlink(missing_ok=True)
-                if stage == "collect":
-                    shutil.rmtree(job.collected_in(at), ignore_errors=True)
-            run_missing(job, stages)
-            job.round = number
-            summaries = {stage: job.place(stage).summary(stage) or {} for stage, _ in rounds(1)}
-            policy, log = load_policy(job.folder, "improved"), job.log("again")
-            env = job.real_env(Purpose("test", ""), frame_stride=job.experiment.policy.chunk_size)
-            decodings = {"greedy": 0.0, "sampled": job.experiment.improve.temperature}
-            played = {
-                key: play_once(job, log, env, policy, "test", "again", job.experiment.evaluate.num_test, temperature)
-                for key, temperature in decodings.items()
-            }
+            yield job
+
+
+def redo(job: Job, stages: list[tuple[str, int]]) -> None:
+    """Stages of rounds once more, as if they had never been."""
+    for stage, at in [*stages, ("evaluate", 1)]:
+        (job.place(stage, at).path / "stages" / f"{stage}.json").unlink(missing_ok=True)
+        if stage == "collect":
+            shutil.rmtree(job.collected_in(at), ignore_errors=True)
+    run_missing(job, stages)
+
+
+def again(run: Path, number: int, first: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A round of a finished run once more from the stage ``first`` on, with some settings changed; "": nothing again.
+    Its policy plays the run's test starts, greedy and sampled as in the dream."""
+    with changed(run, settings) as job:
+        order = [("sft", 1), *rounds(number)]
+        redo(job, order[order.index((first, 1 if first in ("sft", "tokenizer") else number)) :] if first else [])
+        job.round = number
+        summaries = {stage: job.place(stage).summary(stage) or {} for stage, _ in rounds(1)}
+        policy, log = load_policy(job.folder, "improved"), job.log("again")
+        env = job.real_env(Purpose("test", ""), frame_stride=job.experiment.policy.chunk_size)
+        decodings = {"greedy": 0.0, "sampled": job.experiment.improve.temperature}
+        played = {
+            key: play_once(job, log, env, policy, "test", "again", job.experiment.evaluate.num_test, temperature)
+            for key, temperature in decodings.items()
+        }
     outcomes = {key: found.success.tolist() for key, found in played.items()}
     return {"run": named(run), "commit": commit(), "outcomes": outcomes, "stages": summaries}

@@ -90,7 +90,8 @@ def _results(run: Run) -> str:
     )
     note = (
         "Small figures are 95\u202f% intervals: Wilson's for success, the paired one for the difference. Greedy takes "
-        "the likeliest action, sampled draws one, best is each policy's better decoding as chosen on validation starts."
+        "the likeliest action, sampled draws one as in training, best is each policy's better decoding as chosen on "
+        "validation starts."
     )
     head = ["decoding", "base", "improved", "difference, points", "steps to success"]
     return f"<p class=lead>{lead}</p>" + table(head, rows, note) + _tasks(run.results.get("tasks", {}))

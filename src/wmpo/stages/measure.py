@@ -82,13 +82,14 @@ def evaluate(job: Job) -> None:
 
 def _test(job: Job, env: SimulatedEnv, policy: PolicyNet, name: str, log: StageLog, best: float) -> dict[str, Outcomes]:
     config = job.experiment.evaluate
-    needed = dict.fromkeys((0.0, 1.0, best))
+    drawn = job.experiment.improve.temperature
+    needed = dict.fromkeys((0.0, drawn, best))
     played = {}
     for i, temperature in enumerate(needed, start=1):
         played[temperature] = play_once(job, log, env, policy, "test", name, config.num_test, temperature)
         rate = f"{100 * played[temperature].success.mean():.1f} %"
         log.progress(i, len(needed), f"{name} policy, {played[temperature].summary()['decoding']}: {rate}")
-    return {"greedy": played[0.0], "sampled": played[1.0], "best": played[best]}
+    return {"greedy": played[0.0], "sampled": played[drawn], "best": played[best]}
 
 
 def best_decoding(

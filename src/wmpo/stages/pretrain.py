@@ -34,10 +34,13 @@ SHIPPED = Path(__file__).parent.parent / "pretrained"
 
 
 def pretrain(job: Job) -> None:
-    """Records play in many tasks, then trains tokenizer and world model on it; resumable like any stage."""
+    """Records play in many tasks, then trains tokenizer and world model on it, or goes on from those that
+    ``world_model.pretrained`` names; resumable like any stage."""
     log, config, folder = job.log("pretrain"), job.experiment.pretrain, job.root
     if not isinstance(job.experiment.env, MetaWorldConfig):
         raise ValueError("wmpo pretrain plays the tasks of Meta-World; begin with a recipe of it, such as quickstart")
+    if not isinstance(job.experiment.world_model, SmallWorldModelConfig):
+        raise ValueError("wmpo pretrain makes small world models; an OpenSora one begins with published weights")
     tasks = sorted(set(all_tasks()) - set(config.excluded))
     for number, task in enumerate(tasks):
         _record(job, task, number)
@@ -81,9 +84,10 @@ def _record(job: Job, task: str, number: int) -> None:
 def _world_model(job: Job, learn: list[Episode], held_out: list[Episode], log: StageLog) -> SmallWorldModel:
     experiment, folder = job.experiment, job.root
     config = experiment.pretrain
-    if not folder.model("tokenizer").exists():
-        job.seed_torch(2)
-        tokenizer = experiment.tokenizer.build()
+    assert isinstance(experiment.world_model, SmallWorldModelConfig), "checked before anything was recorded"
+    job.seed_torch(2)
+    tokenizer, begun = experiment.tokenizer.build(), pretrained_path(experiment.world_model.pretrained)
+    if begun is None and not folder.model("tokenizer").exists():
         checkpoint = folder.checkpoint("pretrain-tokenizer")
         train_tokenizer(
             tokenizer, learn, config.tokenizer, seed=job.seed, checkpoint=checkpoint, log=job.log("tokenizer")
@@ -91,11 +95,11 @@ def _world_model(job: Job, learn: list[Episode], held_out: list[Episode], log: S
         models.save_tokenizer(folder, tokenizer)
     job.seed_torch(3)
     bounds = -torch.ones(job.action_dim), torch.ones(job.action_dim)
-    if not isinstance(experiment.world_model, SmallWorldModelConfig):
-        raise ValueError("wmpo pretrain makes small world models; an OpenSora one begins with published weights")
-    net = experiment.world_model.build(
-        models.load_tokenizer(folder), *bounds, experiment.env.image_size // 4, experiment.env.views
-    )
+    if begun is None:
+        tokenizer = models.load_tokenizer(folder)
+    net = experiment.world_model.build(tokenizer, *bounds, experiment.env.image_size // 4, experiment.env.views)
+    if begun is not None:
+        load_pretrained(begun, net)
     chunk_size = experiment.policy.chunk_size
     training = flow_matching(net, learn, [], config.world_model, chunk_size=chunk_size, seed=job.seed)
     train_and_check(
