@@ -15,12 +15,17 @@ from typing import Any
 import numpy as np
 
 from wmpo.checkpoint import read_json, write_json
+from wmpo.data.episode import Episode
+from wmpo.data.splits import start_seeds
+from wmpo.envs.metaworld import MetaWorldConfig
 from wmpo.envs.simulated import Purpose
 from wmpo.evaluation.compare import estimate
 from wmpo.stages.job import Job, commit, existing_job
 from wmpo.stages.measure import play_once
 from wmpo.stages.models import load_policy
 from wmpo.stages.order import rounds, run_missing
+from wmpo.stages.record import play
+from wmpo.stages.rounds import policy_of
 
 
 def named(run: Path) -> str:
@@ -52,6 +57,22 @@ def measure_and_show(
         if not path.exists():
             path.write_text(json.dumps(measure(run)) + "\n")
     print(show([json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]))
+
+
+def further(job: Job, number: int, first: int, count: int) -> list[Episode]:
+    """Real episodes of the policy that plays in a round, from validation starts on from ``first``, as it was collected
+    with; the ledger counts them as ``fidelity``, and nothing of the run learns from them."""
+    temperature, name = job.experiment.collect.temperature, job.policy_name_of(number)
+    env = job.real_env(Purpose("fidelity", name, temperature, job.seed), frame_stride=1)
+    seeds = start_seeds("validation", job.seed, first, count)
+    return play(env, policy_of(job, number), seeds, job, temperature=temperature, policy_name=name)
+
+
+def meta_world(job: Job) -> MetaWorldConfig:
+    """The simulator of a run whose metres must be known. Raises ValueError for another."""
+    if not isinstance(job.simulator, MetaWorldConfig):
+        raise ValueError(f"{job.root.path} is no run of Meta-World, so where things are in metres is not known here")
+    return job.simulator
 
 
 def gained(rows: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]], decoding: str) -> tuple[str, str]:

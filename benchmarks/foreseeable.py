@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from finished_runs import command, measure_and_show
+from finished_runs import command, measure_and_show, meta_world
 
 from wmpo.data.episode import Episode
 from wmpo.data.lerobot import read_episodes
-from wmpo.envs.metaworld import MetaWorldConfig
 from wmpo.envs.simulator import Simulator
 from wmpo.evaluation.statistics import rates
 from wmpo.rng import keyed
@@ -52,9 +51,7 @@ def displaced(episode: Episode, noise: float, millimetres: float) -> tuple[float
 
 def measure(run: Path) -> dict[str, Any]:
     with existing_job(run) as job:
-        config = job.simulator
-        if not isinstance(config, MetaWorldConfig):
-            raise ValueError(f"{run} is no run of Meta-World, so how far an action moves the hand is not known here")
+        config = meta_world(job)
         millimetres = 10 * config.action_repeat
         episodes = [episode for root in collected_datasets(job) for episode in read_episodes(root)]
         sim = config.build()

@@ -17,30 +17,28 @@ from typing import Any
 
 import numpy as np
 import torch
-from finished_runs import command, measure_and_show
+from finished_runs import command, further, measure_and_show, meta_world
 from torch import Tensor, nn
 
 from wmpo.data.episode import Episode
-from wmpo.data.splits import start_seeds
-from wmpo.envs.metaworld import MetaWorldConfig, MetaWorldSim
-from wmpo.envs.simulated import Purpose
+from wmpo.envs.metaworld import MetaWorldSim
 from wmpo.evaluation.statistics import auroc, best_threshold, rates
 from wmpo.evaluation.world_model import replay
 from wmpo.noise import torch_generator
 from wmpo.stages.job import Job, commit, existing_job
-from wmpo.stages.record import play
-from wmpo.stages.rounds import imagined_env, policy_of
+from wmpo.stages.rounds import imagined_env
 from wmpo.train.reward import peaks, replayed_videos
 
 RESULTS = Path(__file__).parent / "results" / "learnable"
 TESTED, MORE, FIRST_START = 96, 144, 40_000
 """Episodes of each of the two policies."""
 HISTORY, STRIDE, STEPS = 48, 4, 1500
+"""Actions that the told network looks back on, actions between its verdicts, and its steps of training."""
 
 
 def told(job: Job, sim: MetaWorldSim, episode: Episode) -> tuple[Tensor, Tensor]:
-    """After every fourth action: where the hand was sent until then, from the object, and the gripper [F, 48, 4]; and
-    whether the task was solved by then [F]. What is before the start is filled with it."""
+    """After every fourth action: where the hand was sent until then, in metres from where the object began, and the
+    gripper's commands [F, 48, 4]; and whether the task was solved by then [F]. Before the start it stands still."""
     sim.reset(episode.start)
     hand, thing = sim._obs[:3], sim._obs[4:7]
     actions = job.executed([episode])[0].actions
@@ -78,22 +76,12 @@ def foresees(learn: Sequence[tuple[Tensor, Tensor]], test: Sequence[tuple[Tensor
 
 def measure(run: Path) -> dict[str, Any]:
     with existing_job(run) as job:
-        config, temperature = job.simulator, job.experiment.collect.temperature
-        if not isinstance(config, MetaWorldConfig):
-            raise ValueError(f"{run} is no run of Meta-World, so where the object is is not known here")
+        config = meta_world(job)
         job.round = last = job.experiment.num_rounds
-        env = job.real_env(Purpose("fidelity", "last two", temperature, job.seed), frame_stride=1)
-
-        def played(first: int, count: int) -> list[Episode]:
-            seeds = [start_seeds("validation", job.seed, FIRST_START + first + i * count, count) for i in (0, 1)]
-            policies = (policy_of(job, last), policy_of(job, last + 1))
-            episodes = [
-                play(env, policy, part, job, temperature=temperature, policy_name="last two")
-                for policy, part in zip(policies, seeds, strict=True)
-            ]
-            return [episode for part in episodes for episode in part]
-
-        test, more = played(0, TESTED), played(1000, MORE)
+        test, more = (
+            [e for i in (0, 1) for e in further(job, last + i, FIRST_START + first + i * count, count)]
+            for first, count in ((0, TESTED), (1000, MORE))
+        )
         learn = [*job.demonstrations(), *job.collected()[0]]
         dream = imagined_env(job, last)
         executed = job.executed(test)
@@ -114,7 +102,7 @@ def measure(run: Path) -> dict[str, Any]:
 
 
 def show(rows: list[dict[str, Any]]) -> str:
-    """Means over three trainings of the network that is told."""
+    """Means over three trainings of the network that is told. J has the threshold that is best on these episodes."""
     lines = [
         "| task | seed | n, solved | who judges | learned from | AUROC | best J |",
         "|---|---|---|---|---|---|---|",

@@ -19,17 +19,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from finished_runs import command, measure_and_show
+from finished_runs import command, further, measure_and_show
 
 from wmpo.checkpoint import read_json, write_json
 from wmpo.data.episode import Episode
-from wmpo.data.splits import start_seeds
-from wmpo.envs.simulated import Purpose
 from wmpo.report.run import RunFolder
 from wmpo.stages import learn as stages
 from wmpo.stages.job import Job, commit, existing_job
-from wmpo.stages.record import play
-from wmpo.stages.rounds import policy_of
 
 RESULTS = Path(__file__).parent / "results" / "planted_failure"
 AUDITED, ITERATIONS, FIRST_START = 64, 2, 30_000
@@ -71,15 +67,6 @@ def one_round(run: Path, scratch: Path, *, own_dream: bool) -> RunFolder:
     return RunFolder(copy)
 
 
-def fresh(run: Path, count: int) -> list[Episode]:
-    """Further real episodes of the base policy, as it was collected with."""
-    with existing_job(run) as job:
-        temperature = job.experiment.collect.temperature
-        env = job.real_env(Purpose("fidelity", "base", temperature, job.seed), frame_stride=1)
-        seeds = start_seeds("validation", job.seed, FIRST_START, count)
-        return play(env, policy_of(job, 1), seeds, job, temperature=temperature, policy_name="base")
-
-
 def in_dream(run: Path, more: list[Episode], dream: str) -> dict[str, Any]:
     own = dream == "own"
     with tempfile.TemporaryDirectory(dir=run.parent) as scratch:
@@ -101,7 +88,8 @@ def in_dream(run: Path, more: list[Episode], dream: str) -> dict[str, Any]:
 def measure(run: Path) -> dict[str, Any]:
     config = read_json(run / "config.json")
     first = existing_job(run).experiment.collect.shares(config["config"]["num_rounds"])[0]
-    more = fresh(run, AUDITED - first[1])
+    with existing_job(run) as job:
+        more = further(job, 1, FIRST_START, AUDITED - first[1])
     found = {dream: in_dream(run, more, dream) for dream in DREAMS}
     about = {"task": config["config"]["env"]["task"], "seed": config["seed"]}
     return about | found | {"command": command(run), "commit": commit()}

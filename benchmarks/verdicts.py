@@ -32,6 +32,7 @@ def measure(run: Path) -> dict[str, Any]:
 
 
 def show(rows: list[dict[str, Any]]) -> str:
+    """The best threshold is the one for these very episodes; the other J has that of the run."""
     lines = [
         "| task | seed | n, solved | real F1 | real J | replays: TPR, FPR | J | J with the best threshold |",
         "|---|---|---|---|---|---|---|---|",
@@ -40,14 +41,18 @@ def show(rows: list[dict[str, Any]]) -> str:
         real, imagined = row["reward"]["real"], row["reward"]["imagined"]
         best = max(tpr - fpr for fpr, tpr in imagined["roc"])
         figures = [
-            *(f"{found[key]:.2f} [{found[f'{key}_interval'][0]:.2f}, {found[f'{key}_interval'][1]:.2f}]"
-              for found, key in ((real, "f1"), (real, "j"))),
+            *(_with_interval(found, key) for found, key in ((real, "f1"), (real, "j"))),
             f"{imagined['tpr']:.2f}, {imagined['fpr']:.2f}",
-            "{j:.2f} [{j_interval[0]:.2f}, {j_interval[1]:.2f}]".format(**imagined),
+            _with_interval(imagined, "j"),
             f"{best:.2f}",
-        ]  # fmt: skip
+        ]
         lines.append(f"| {row['task']} | {row['seed']} | {real['n']}, {real['positives']} | {' | '.join(figures)} |")
     return "\n".join(lines)
+
+
+def _with_interval(found: dict[str, Any], key: str) -> str:
+    low, high = found[f"{key}_interval"]
+    return f"{found[key]:.2f} [{low:.2f}, {high:.2f}]"
 
 
 if __name__ == "__main__":

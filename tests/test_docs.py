@@ -17,7 +17,7 @@ from wmpo import cli
 from wmpo.config import flatten, to_json
 from wmpo.envs.recorded import RecordedConfig
 from wmpo.recipes import RECIPES
-from wmpo.stages.pretrain import check_pretrained
+from wmpo.stages.pretrained import check_pretrained
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

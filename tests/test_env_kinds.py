@@ -21,7 +21,8 @@ from wmpo.recipes import recipe
 from wmpo.report.run import RunFolder
 from wmpo.serve.session import steer
 from wmpo.stages.job import Job, open_job
-from wmpo.stages.pretrain import check_pretrained, pretrain
+from wmpo.stages.pretrain import pretrain
+from wmpo.stages.pretrained import check_pretrained
 from wmpo.types import Observation
 
 SQUARE = RobosuiteConfig(task="Square")

@@ -13,7 +13,8 @@ from wmpo.recipes import recipe
 from wmpo.report.run import RunFolder
 from wmpo.stages import pretrain as stage
 from wmpo.stages.job import Job
-from wmpo.stages.pretrain import check_pretrained, pretrain
+from wmpo.stages.pretrain import pretrain
+from wmpo.stages.pretrained import check_pretrained
 from wmpo.train.fit import FitConfig
 from wmpo.train.tokenizer import TokenizerTraining
 

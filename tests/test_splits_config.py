@@ -18,7 +18,7 @@ from wmpo.config import CollectConfig, Experiment, flatten, from_json, to_json
 from wmpo.data.splits import Split, hold_out, simulator_starts, start_seeds
 from wmpo.evaluation.audit import AuditConfig
 from wmpo.recipes import RECIPES, recipe
-from wmpo.stages.pretrain import check_pretrained, pretrained_path
+from wmpo.stages.pretrained import check_pretrained, pretrained_path
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 LAST = 99_999

@@ -36,7 +36,7 @@ from wmpo.robots.lerobot import LeRobotRobot
 from wmpo.robots.protocol import RobotError, Setup
 from wmpo.stages import models
 from wmpo.stages.plan import Hardware, plan
-from wmpo.stages.pretrain import check_pretrained
+from wmpo.stages.pretrained import check_pretrained
 from wmpo.types import Observation
 from wmpo.world_model.opensora import OpenSoraWorldModelConfig
 from wmpo.world_model.small import SmallWorldModel, SmallWorldModelConfig

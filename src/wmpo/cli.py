@@ -16,7 +16,7 @@ from wmpo.config import flatten, to_json
 from wmpo.execution.backend import serve_if_enlisted
 from wmpo.recipes import RECIPES, recipe
 from wmpo.report.render import render
-from wmpo.stages import pretrain
+from wmpo.stages import pretrained
 from wmpo.stages.claim import sole
 from wmpo.stages.job import Job, begun_experiment, open_job
 from wmpo.stages.order import run_missing, turn, whole
@@ -148,7 +148,7 @@ def _main(args: list[str]) -> None:
     settings = dataclasses.replace(settings, experiment=described(settings.experiment))
     settings.experiment.validate()
     if command != "pretrain":
-        pretrain.check_weights(settings.experiment)  # at once, not after the episodes are played
+        pretrained.check_weights(settings.experiment)  # at once, not after the episodes are played
     if command in DISTRIBUTED:
         settings.experiment.execution.prepare()
     free = f"{command}." if command in ("fidelity", "disruptions") else ""  # nothing else depends on these

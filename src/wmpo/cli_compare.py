@@ -12,7 +12,7 @@ from wmpo.cli_common import Shared, peek
 from wmpo.recipes import recipe
 from wmpo.report.comparison import write_comparison
 from wmpo.report.comparison_page import write_page
-from wmpo.stages import compare, pretrain
+from wmpo.stages import compare, pretrained
 from wmpo.stages.tabulate import tabulate
 
 
@@ -103,7 +103,7 @@ def main(command: str, name: str, rest: list[str]) -> None:
         plan.validate()
         compare.check_comparison(path, plan)
     else:
-        pretrain.check_weights(settings.experiment)
+        pretrained.check_weights(settings.experiment)
         failed = compare.run(plan, path)
     table = tabulate(plan, path)
     print(write_comparison(table))

@@ -29,7 +29,7 @@ from wmpo.reward.vlm_judge import VLMJudgeConfig
 from wmpo.stages import models
 from wmpo.stages.guards import guarded_env
 from wmpo.stages.job import Job
-from wmpo.stages.pretrain import load_pretrained, pretrained_path
+from wmpo.stages.pretrained import load_pretrained, pretrained_path
 from wmpo.stages.rounds import begins_with, policy_of
 from wmpo.train.distill import distillation
 from wmpo.train.fit import Training

@@ -44,7 +44,7 @@ from wmpo.stages.begin import (
 from wmpo.stages.guards import guarded_env, imagined_starts, starts_to_improve
 from wmpo.stages.job import Job, finish, require
 from wmpo.stages.measure import best_decoding
-from wmpo.stages.pretrain import pretrained_path
+from wmpo.stages.pretrained import pretrained_path
 from wmpo.stages.record import demonstrate, play
 from wmpo.stages.rounds import (
     begins_with,
