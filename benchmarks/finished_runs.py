@@ -51,6 +51,8 @@ def measure_and_show(
     parser.add_argument("runs", nargs="*", type=Path)
     parser.add_argument("--show", action="store_true", help="print the table of what is there")
     args = parser.parse_args()
+    if strange := [str(run) for run in args.runs if not (run / "config.json").exists()]:
+        parser.error(f"{', '.join(strange)}: no folder of a run, whose config.json would be there")
     results.mkdir(parents=True, exist_ok=True)
     for run in [] if args.show else args.runs:
         path = results / f"{named(run)}.json"

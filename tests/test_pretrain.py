@@ -50,3 +50,21 @@ def test_pretrained_weights_fit_a_run_and_pretraining_goes_on_from_them(
     again, _ = load_tensors(tmp_path / "second" / "models" / "pretrained.safetensors")
     assert all(made[name].equal(again[name]) for name in made), "it goes on from the weights that are named"
     assert not (tmp_path / "second" / "models" / "tokenizer.safetensors").exists(), "with their tokenizer"
+
+
+@pytest.mark.parametrize(
+    ("pretrained", "excluded", "message"),
+    [
+        ("meta-world", (), "was pretrained with other settings"),
+        ("nothing", (), "'nothing' is neither a file nor one of"),
+        ("none", ("drawer-opn-v3",), "unknown Meta-World task 'drawer-opn-v3'; did you mean drawer-open-v3"),
+    ],
+)
+def test_what_cannot_be_pretrained_is_refused_before_anything_is_recorded(
+    pretrained: str, excluded: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    experiment = small(pretrained, 1e-3)
+    experiment = dataclasses.replace(experiment, pretrain=dataclasses.replace(experiment.pretrain, excluded=excluded))
+    with Job(RunFolder(tmp_path), experiment, 0, quiet=True) as job, pytest.raises(ValueError, match=message):
+        pretrain(job)
+    assert not (tmp_path / "data").exists()

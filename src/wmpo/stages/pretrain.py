@@ -12,13 +12,13 @@ from wmpo.checkpoint import save_tensors
 from wmpo.data.episode import Episode
 from wmpo.data.lerobot import append_episodes, num_episodes, read_episodes
 from wmpo.data.splits import start_seeds
-from wmpo.envs.metaworld import MetaWorldConfig, all_tasks
+from wmpo.envs.metaworld import MetaWorldConfig, all_tasks, check_task
 from wmpo.envs.simulated import SimulatedEnv
 from wmpo.report.run import StageLog
 from wmpo.stages import models
 from wmpo.stages.begin import small_world_model
 from wmpo.stages.job import Job, commit, finish
-from wmpo.stages.pretrained import pretrained_path
+from wmpo.stages.pretrained import check_pretrained, pretrained_path
 from wmpo.train.tokenizer import train_tokenizer
 from wmpo.train.world_model import flow_matching, train_and_check
 from wmpo.world_model.small import SmallWorldModel, SmallWorldModelConfig
@@ -27,12 +27,16 @@ from wmpo.world_model.tokenizer import Tokenizer
 
 def pretrain(job: Job) -> None:
     """Records play in many tasks, then trains tokenizer and world model on it, or goes on from those that
-    ``world_model.pretrained`` names; resumable like any stage."""
+    ``world_model.pretrained`` names; resumable like any stage. Raises ValueError, before anything is recorded, for
+    weights that do not fit and for unknown excluded tasks."""
     log, config, folder = job.log("pretrain"), job.experiment.pretrain, job.root
     if not isinstance(job.experiment.env, MetaWorldConfig):
         raise ValueError("wmpo pretrain plays the tasks of Meta-World; begin with a recipe of it, such as quickstart")
     if not isinstance(job.experiment.world_model, SmallWorldModelConfig):
         raise ValueError("wmpo pretrain makes small world models; an OpenSora one begins with published weights")
+    check_pretrained(job.experiment)
+    for task in config.excluded:
+        check_task(task)
     tasks = sorted(set(all_tasks()) - set(config.excluded))
     for number, task in enumerate(tasks):
         _record(job, task, number)
