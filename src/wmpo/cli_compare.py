@@ -109,4 +109,4 @@ def main(command: str, name: str, rest: list[str]) -> None:
     print(write_comparison(table))
     print(f"page: {write_page(table)}")
     if failed:
-        raise ValueError(f"{len(failed)} could not be run: {'; '.join(failed)}")
+        raise ValueError(f"{len(failed)} could not be trained to the end: {'; '.join(failed)}")

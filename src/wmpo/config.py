@@ -246,6 +246,11 @@ class Experiment:
         chunk, stride = self.policy.chunk_size, self.world_model.frame_stride
         if chunk % stride:
             raise ValueError(f"world_model.frame_stride {stride} must divide policy.chunk_size {chunk}")
+        if not self.world_model.frame_actions and chunk == stride:
+            raise ValueError(
+                f"world_model.no-frame-actions asks for chunks of several frames, but policy.chunk_size {chunk} is one "
+                f"frame; add --policy.chunk-size {2 * chunk} --max-chunks {max(1, self.max_chunks // 2)}"
+            )
         self.distillation.validate()
         for training in (self.tokenizer_training, self.pretrain.tokenizer):
             training.validate()

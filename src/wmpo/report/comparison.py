@@ -34,10 +34,10 @@ def table(found: Mapping[str, Any]) -> str:
         f"# {found['recipe']}: {len(tasks)} task{'s' * (len(tasks) > 1)}, {seeds} seed{'s' * (seeds > 1)}",
         "",
         "Real success on the same test starts, in percent, each method at the decoding that did best on validation "
-        "starts. Brackets: 95 % intervals, bootstrap over seeds and starts"
+        "starts. Brackets: 95 % intervals over seeds (Student's t, as they are few) and starts"
         + (" (with one seed they say nothing about seeds)." if seeds == 1 else "."),
         "Differences are in points, paired by seed and start; *best other* is the method with the greatest mean beside "
-        "the row's own" + _references(found["references"]) + ".",
+        "the row's own and, for WMPO, its own variants" + _references(found["references"]) + ".",
     ]
     for task in ([MEAN] if len(tasks) > 1 else []) + list(tasks):
         title = f"Mean over {', '.join(tasks)}" if task == MEAN else task
@@ -46,10 +46,21 @@ def table(found: Mapping[str, Any]) -> str:
         lines += [_line(row, found["trials"], tasks) for row in found["rows"] if row["task"] == task]
     lines += ["", "Real episodes: the budget P, + audits + validation, mean of a run. The base policy's demonstrations "
               "and all test episodes come on top, equally for all."]  # fmt: skip
+    if replaced := base_instead(found["trials"]):
+        lines += ["", f"The base policy was handed in for {'; '.join(replaced)}."]
     if found["missing"]:
         missing = "; ".join(found["missing"])
         lines += ["", f"**Incomplete**, means are over what is there. Missing: {missing}."]
     return "\n".join(lines) + "\n"
+
+
+def base_instead(trials: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Trials whose method did not beat the base policy's validation, or could not be trained, and why."""
+    return [
+        f"{t['task']} seed {t['seed']} P = {t['budget']} {t['method']}" + (f" ({t['why']})" if t.get("why") else "")
+        for t in trials
+        if t["handed_in"] != t["method"]
+    ]
 
 
 def _references(names: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from wmpo.report import page
-from wmpo.report.comparison import MEAN
+from wmpo.report.comparison import MEAN, base_instead
 from wmpo.report.page import between, cell, esc, number, signed, table
 
 METHODS = {
@@ -102,7 +102,8 @@ def _methods(found: Mapping[str, Any]) -> str:
         )
     note = (
         "Where the base policy solves clearly more validation starts than what a method made of it (one standard "
-        "error), the base policy is handed in."
+        "error), or a training could not go on, the base policy is handed in. "
+        + "; ".join(map(esc, base_instead(found["trials"])))
     )
     return table(["method", "<p>what it does</p>", "runs", "base policy handed in"], rows, note)
 

@@ -25,13 +25,14 @@ from wmpo.config import Experiment, from_json, to_json
 from wmpo.envs.ledger import Ledger
 from wmpo.envs.recorded import RecordedConfig
 from wmpo.evaluation.compare import BASE
+from wmpo.protocols import PolicyNet
 from wmpo.report.run import RunFolder
 from wmpo.stages import baselines, record
 from wmpo.stages.claim import claimed
 from wmpo.stages.job import Job, check_folder, differences, open_job
 from wmpo.stages.models import load_policy
 from wmpo.stages.order import rounds, run_missing
-from wmpo.stages.trial import WMPO, trial
+from wmpo.stages.trial import WMPO, hand_in_base, trial
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +138,7 @@ def saved_plan(path: Path) -> Plan | None:
             tasks=tuple(found["tasks"]),
             methods=tuple(found["methods"]),
             budgets=tuple(found["budgets"]),
-            num_seeds=found["num_seeds"],
+            num_seeds=int(found["num_seeds"]),
             lifelong=found["lifelong"],
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -207,22 +208,24 @@ class _Watch:
 
     def announce(self, step: Step) -> None:
         missing = self.missing()
-        known = [seconds for each in self.took.values() for seconds in each]
-        left = sum(mean(self.took.get(each.method, known)) for each in missing) if known else None
-        time_left = f", about {left / 60:.0f} minutes left" if left is not None else ""
+        known = [mean(self.took[each.method]) for each in missing if each.method in self.took]
+        about = "about" if len(known) == len(missing) else "at least"  # methods take very different times
+        time_left = f", {about} {sum(known) / 60:.0f} minutes left" if self.took else ""
         done = len(self.steps) - len(missing)
         print(f"compare       {done}/{len(self.steps)} done{time_left}; now {step}", file=sys.stderr, flush=True)
 
 
 def run(plan: Plan, path: Path, *, quiet: bool = False) -> list[str]:
-    """Runs what is missing, and returns what could not be run, each with the reason: a base policy that never fails, or
-    a dream without mixed groups, ends one training and not the comparison. Several processes may share the work: each
-    takes a task and seed that no other has. Raises ValueError for settings that do not fit the folder."""
+    """Runs what is missing, and returns what could not be trained, each with the reason: a base policy that never
+    fails, or a dream without mixed groups, ends one training and not the comparison (the base policy is handed in).
+    Several processes may share the work: each takes a task and seed that no other has. Raises ValueError for settings
+    that do not fit the folder."""
     plan.validate()
-    plan.save(path)
+    check_comparison(path, plan)
     watch = _Watch(list(steps_of(plan)), path)
-    for step in watch.steps:  # before hours are spent
+    for step in watch.steps:  # before anything is written, and hours are spent
         check_folder(step.folder(path), plan.recipe, step.experiment(plan), step.seed)
+    plan.save(path)
     failed: list[str] = []
     for cell, steps in groupby(watch.missing(), key=lambda step: path / step.task / f"seed{step.seed}"):
         with claimed(cell) as mine:
@@ -243,35 +246,46 @@ def _cell(watch: _Watch, missing: Sequence[Step], plan: Plan, quiet: bool) -> li
                 begun = time.monotonic()
                 watch.announce(step)
                 try:
-                    _take(job, step, watch.path)
+                    why = _take(job, step, watch.path)
                 except ValueError as error:
-                    failed.append(f"{step}: {error}")
+                    why = str(error)
+                if why:
+                    failed.append(f"{step}: {why}")
                     print(f"compare       {failed[-1]}", file=sys.stderr, flush=True)
                 else:
                     watch.took.setdefault(step.method, []).append(time.monotonic() - begun)
     return failed
 
 
-def _take(job: Job, step: Step, path: Path) -> None:
+def _take(job: Job, step: Step, path: Path) -> str:
+    """Trains and tests; returns why the base policy had to be handed in instead."""
     if step.budget is None:
         run_missing(job, [("demos", 1), ("sft", 1)])
         once(job, "base-audit", baselines.base_audit)
         trial(job, BASE, policy=load_policy(job.root, BASE), budget=0)
-        return
+        return ""
     adopt(job, Step(step.task, step.seed, None, BASE).folder(path))
-    if step.method == "wmpo-rft":
-        adopt_first_round(job, replace(step, method="wmpo").folder(path))
+    for twin in WMPO:
+        adopt_first_round(job, replace(step, method=twin).folder(path))
+    try:
+        policy = _trained(job, step)
+    except ValueError as error:
+        hand_in_base(job, step.method, budget=step.budget, number=step.round, failed=str(error))
+        return str(error)
+    trial(job, step.method, policy=policy, budget=step.budget, number=step.round)
+    return ""
+
+
+def _trained(job: Job, step: Step) -> PolicyNet:
     method, job.round = METHODS[step.method], 1
     for name, stage in method.needs:
         once(job, name, stage)
-    if method.train is None:
-        number = step.round or job.experiment.num_rounds
-        run_missing(job, rounds(number))  # without the run's own evaluate: every method is tested in the same way
-        policy = load_policy(job.folder_of(number), "improved")
-    else:
+    if method.train is not None:
         once(job, step.method, method.train)
-        policy = load_policy(job.root, step.method)
-    trial(job, step.method, policy=policy, budget=step.budget, number=step.round)
+        return load_policy(job.root, step.method)
+    number = step.round or job.experiment.num_rounds
+    run_missing(job, rounds(number))  # without the run's own evaluate: every method is tested in the same way
+    return load_policy(job.folder_of(number), "improved")
 
 
 ADOPTED = ("demos", "sft", "base-audit", f"{BASE}-test")
@@ -292,18 +306,25 @@ def adopt(job: Job, base: Path) -> None:
     _copy(base, root, ADOPTED, ("models/base.safetensors", "metrics/sft.jsonl"), ("demonstrations", "audit"))
 
 
-FIRST_ROUND = ("collect", "tokenizer", "world-model", "reward")
-"""Stages of the first round on which it does not depend whether successes are cloned."""
+FIRST_ROUND = {
+    "collect": (),
+    "tokenizer": ("models/tokenizer.safetensors",),
+    "world-model": ("models/world_model.safetensors", "metrics/world-model.jsonl"),
+    "reward": ("models/reward.safetensors", "metrics/reward.jsonl"),
+}
+"""Stages of the first round on which it does not depend whether successes are cloned, and their files."""
 
 
 def adopt_first_round(job: Job, other: Path) -> None:
-    """Copies the first round's episodes and dream of another run with the same budget, where they are complete."""
-    if job.root.summary("reward") or not all(RunFolder(other).summary(stage) for stage in FIRST_ROUND):
+    """Copies the first round's episodes and dream of another run with the same budget, as far as they are complete."""
+    if job.root.path == other or not RunFolder(other).summary("collect"):
         return
-    shutil.copytree(other / "data/collected", job.root.path / "data/collected", dirs_exist_ok=True)
-    models = ("tokenizer", "world_model", "reward")
-    files = (*(f"models/{name}.safetensors" for name in models), "metrics/world-model.jsonl", "metrics/reward.jsonl")
-    _copy(other, job.root.path, FIRST_ROUND, files, ("collection",))
+    for stage, files in FIRST_ROUND.items():
+        if job.root.summary(stage) or not RunFolder(other).summary(stage):
+            continue
+        if stage == "collect":
+            shutil.copytree(other / "data/collected", job.root.path / "data/collected", dirs_exist_ok=True)
+        _copy(other, job.root.path, (stage,), files, ("collection",))
 
 
 def _copy(source: Path, target: Path, stages: Sequence[str], files: Sequence[str], purposes: Sequence[str]) -> None:

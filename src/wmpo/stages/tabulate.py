@@ -13,6 +13,7 @@ from wmpo.checkpoint import read_json, write_json
 from wmpo.evaluation.compare import Trial, compare
 from wmpo.stages.compare import METHODS, Plan, Step, steps_of, summary_of
 from wmpo.stages.job import check_folder
+from wmpo.stages.trial import WMPO
 
 
 def tabulate(plan: Plan, path: Path) -> Path:
@@ -42,7 +43,9 @@ def assemble(
 ) -> dict[str, Any]:  # fmt: skip
     """``comparison.json`` from its own ``trials``: what follows from them is computed anew."""
     references = [name for name in methods if METHODS[name].reference]
-    rows = compare(list(map(_trial, trials)), tasks=tasks, budgets=budgets, methods=methods, references=references)
+    rows = compare(
+        list(map(_trial, trials)), tasks=tasks, budgets=budgets, methods=methods, references=references, variants=WMPO
+    )
     return {
         "recipe": recipe, "tasks": tasks, "methods": methods, "references": references, "budgets": budgets,
         "num_seeds": num_seeds, "rows": [asdict(row) for row in rows], "missing": missing, "trials": trials,
@@ -53,6 +56,8 @@ def _check_starts(found: dict[Step, dict[str, Any]], path: Path) -> None:
     """Paired differences mean something only on the same starts."""
     first: dict[str, Step] = {}
     for step, summary in found.items():
+        if not isinstance(summary, dict) or not {"starts", "success"} <= summary.keys():
+            raise ValueError(f"{summary_of(step, path)} is damaged; delete it and run wmpo compare again")
         like = first.setdefault(step.task, step)
         if summary["starts"] != found[like]["starts"] or len(summary["success"]) != len(summary["starts"]):
             raise ValueError(
@@ -67,7 +72,15 @@ def _trial(raw: dict[str, Any]) -> Trial:
 
 
 def _raw(step: Step, summary: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Everything that is needed to compute the table again."""
+    """Everything that is needed to compute the table again. Raises ValueError for a damaged summary."""
+    try:
+        return _found(step, summary, path)
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        file = summary_of(step, path)
+        raise ValueError(f"{file} is damaged ({error!r}); delete it and run wmpo compare again") from error
+
+
+def _found(step: Step, summary: dict[str, Any], path: Path) -> dict[str, Any]:
     about = read_json(step.folder(path) / "config.json")
     return {
         "task": step.task,
@@ -77,11 +90,12 @@ def _raw(step: Step, summary: dict[str, Any], path: Path) -> dict[str, Any]:
         "temperature": summary["temperature"],
         "validation": summary["validation"],
         "handed_in": summary["handed_in"],
+        "why": summary.get("why", ""),  # older ones do not say
         "real_episodes": summary["real_episodes"],
         "first_start": summary["starts"][0],
         "success": "".join("01"[solved] for solved in summary["success"]),
         "num_steps": summary["num_steps"],
         "seconds": summary["seconds"],
-        "commit": about["commit"],
+        "commit": summary.get("commit", about["commit"]),  # older ones have the folder's
         "machine": about["machine"],
     }

@@ -12,7 +12,7 @@ from wmpo.evaluation.compare import BASE
 from wmpo.evaluation.policy import Outcomes, decoding
 from wmpo.protocols import PolicyNet
 from wmpo.report.run import StageLog
-from wmpo.stages.job import Job, finish
+from wmpo.stages.job import Job, commit, finish
 from wmpo.stages.measure import best_decoding, play_once
 
 WMPO = ("wmpo", "wmpo-rft")
@@ -37,35 +37,75 @@ def trial(job: Job, method: str, *, policy: PolicyNet, budget: int, number: int 
     Args:
         number: the round of a lifelong run whose policy is tested: its summary lies in the round's folder.
 
-    Raises RuntimeError when the ledger holds more episodes of the method than its budget: then something is broken.
+    Raises ValueError when the ledger holds more episodes of the method than its budget.
     """
-    name, config = f"{method}, round {number}" if number else method, job.experiment.evaluate
+    name, config = _named(method, number), job.experiment.evaluate
     log = StageLog(job.folder_of(number or 1), f"{method}-test", label=f"{method}-test", quiet=job.quiet)
     env = job.real_env(Purpose("test", name), frame_stride=job.experiment.policy.chunk_size)
     best = best_decoding(job, log, env, policy, name)
     base = job.root.summary(f"{BASE}-test") if method != BASE else None
     if base and loss(base["validated"], best.success.tolist()) > 1:
-        handed_in = BASE
-        outcomes = Outcomes.of(base)
-    else:
-        handed_in = method
-        outcomes = play_once(job, log, env, policy, "test", name, config.num_test, best.temperature)
+        _finish(
+            job,
+            log,
+            method,
+            name,
+            Outcomes.of(base),
+            best.success.tolist(),
+            budget,
+            why="it solved more validation starts",
+        )
+        return
+    outcomes = play_once(job, log, env, policy, "test", name, config.num_test, best.temperature)
+    _finish(job, log, method, name, outcomes, best.success.tolist(), budget)
+
+
+def hand_in_base(job: Job, method: str, *, budget: int, number: int = 0, failed: str) -> None:
+    """The test of a method whose training ended with ``failed``: the base policy's own outcomes. Left out, the method
+    would be measured on its lucky runs alone."""
+    log = StageLog(job.folder_of(number or 1), f"{method}-test", label=f"{method}-test", quiet=job.quiet)
+    base = job.root.summary(f"{BASE}-test") or {}
+    _finish(job, log, method, _named(method, number), Outcomes.of(base), base["validated"], budget, why=failed)
+
+
+def _named(method: str, number: int) -> str:
+    """A policy in the ledger."""
+    return f"{method}, round {number}" if number else method
+
+
+def _finish(
+    job: Job,
+    log: StageLog,
+    method: str,
+    name: str,
+    outcomes: Outcomes,
+    validated: list[bool],
+    budget: int,
+    *,
+    why: str = "",
+) -> None:
+    """``why`` the base policy is handed in; "": it is not."""
     cost = cost_of(job, method, name)
     if cost.budget > budget:
-        raise RuntimeError(
-            f"{job.root.ledger}: {method} has played {cost.budget} real episodes, more than its {budget}"
+        raise ValueError(
+            f"{job.root.ledger}: {method} has played {cost.budget} real episodes, more than its {budget}, perhaps "
+            "because some that an interruption forced to be played again ended otherwise, with other code or on another "
+            f"machine; delete {job.root.path} and run wmpo compare again"
         )
+    num_test = job.experiment.evaluate.num_test
     summary = {
         **outcomes.kept(),
-        "validation": float(best.success.mean()),
-        "validated": best.success.tolist(),
-        "handed_in": handed_in,
-        "starts": start_seeds("test", job.seed, 0, config.num_test),
+        "validation": sum(validated) / len(validated),
+        "validated": validated,
+        "handed_in": BASE if why else method,
+        "why": why,
+        "starts": start_seeds("test", job.seed, 0, num_test),
         "real_episodes": asdict(cost),
+        "commit": commit(),
     }
     rate = 100 * outcomes.success.mean()
-    kept = " (the base policy: it solved more validation starts)" if handed_in != method else ""
-    finish(log, summary, f"{rate:.1f} % of {config.num_test} test starts, {decoding(outcomes.temperature)}{kept}")
+    kept = f" (the base policy: {why})" if why else ""
+    finish(log, summary, f"{rate:.1f} % of {num_test} test starts, {decoding(outcomes.temperature)}{kept}")
 
 
 _PAID: dict[str, tuple[tuple[str, str], ...]] = {

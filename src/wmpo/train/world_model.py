@@ -50,10 +50,11 @@ class WorldModelTraining:
     "Training stops when this many checks in a row bring no improvement."
 
     def refreshed(self) -> WorldModelTraining:
-        """For a model that is good already: fewer steps, a smaller rate, and its own errors from the first step on."""
+        """For a model that is good already: fewer steps, a smaller rate, and its own errors from the first step on.
+        One that learns from demonstrations alone (the ablation: not aligned to the policy) goes on to."""
         num_steps = max(1, round(self.refresh_share * self.fit.num_steps))
         fit = replace(self.fit, num_steps=num_steps, learning_rate=0.7 * self.fit.learning_rate)
-        return replace(self, fit=fit, pretrain_share=0.0, unroll_from=0.0)
+        return replace(self, fit=fit, pretrain_share=float(self.pretrain_share == 1), unroll_from=0.0)
 
 
 def flow_matching(
