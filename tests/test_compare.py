@@ -280,6 +280,8 @@ def test_what_does_not_belong_together_is_refused(
     config = tmp_path / "compare" / CELL / f"P{BUDGET}/config.json"
     config.write_text(config.read_text().replace('"recipe": "tiny"', '"recipe": "other"'))
     assert "recipe: other there, tiny now" in refused(["tiny", *runs, "--show"], capsys)
+    with pytest.raises(ValueError, match="compare is the folder of a comparison, not of a run"):
+        open_job(tmp_path / "compare", "tiny", recipe("tiny"), 0)
     before = (tmp_path / "compare/compare.json").read_text()
     assert "recipe: other there, tiny now" in refused(["tiny", *runs, "--budgets", "18", "20"], capsys)
     assert (tmp_path / "compare/compare.json").read_text() == before, "a refused command changes nothing"
@@ -313,6 +315,8 @@ def test_lifelong_adds_a_budget_in_every_round_and_tests_after_each(tmp_path: Pa
     rows = [json.loads(line) for line in (run / "ledger.jsonl").read_text().splitlines()]
     collected = Counter(row["policy"] for row in rows if row["purpose"] == "collection")
     assert collected == {"base": 16, "round 1": 16}
+    audited = Counter(row["policy"].split(",")[0] for row in rows if row["purpose"] == "audit")
+    assert audited["round 1"] and audited["round 2"], audited
 
 
 def test_budgets_of_a_lifelong_comparison_are_sums_over_rounds() -> None:

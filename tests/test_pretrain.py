@@ -47,7 +47,11 @@ def test_pretrained_weights_fit_a_run_and_pretraining_goes_on_from_them(
     check_pretrained(going_on)
     with Job(RunFolder(tmp_path / "second"), going_on, 0, quiet=True) as job:
         pretrain(job)
-    again, _ = load_tensors(tmp_path / "second" / "models" / "pretrained.safetensors")
+    again, about = load_tensors(tmp_path / "second" / "models" / "pretrained.safetensors")
+    recipe_of = "2 episodes of play of 8 actions in each of 2 tasks, 2 steps of 4"
+    assert header["made"].count(recipe_of) == 1 and about["made"].startswith(
+        header["made"] + ". Then wmpo pretrain at "
+    )
     assert all(made[name].equal(again[name]) for name in made), "it goes on from the weights that are named"
     assert not (tmp_path / "second" / "models" / "tokenizer.safetensors").exists(), "with their tokenizer"
 

@@ -271,12 +271,13 @@ def clone_successes(job: Job) -> None:
 
 
 def improve(job: Job) -> None:
-    """GRPO on imagined episodes that begin where collected ones began; in the last round audits with real ones from
-    held-out starts, before that the next round's episodes are the audit."""
+    """GRPO on imagined episodes that begin where collected ones began. A policy that is handed in, that of the last round
+    or of every one of a lifelong run, is audited with real episodes from held-out starts; else the next round's
+    episodes are the audit."""
     require(job, "improve", "reward", "clone")
     log, experiment, folder = job.log("improve"), job.experiment, job.folder
     config, (learn, held_out) = experiment.improve, map(job.executed, job.collected())
-    if job.round < experiment.num_rounds:
+    if job.round < experiment.num_rounds and not experiment.collect.every_round:
         config = replace(config, audit=replace(config.audit, max_episodes=0))
     (dream, guards), policy = guarded_env(job, held_out), first_policy(job)
     own = LocalSampler(dream, policy, config.micro_batch)  # it never plays while the learner is amid a step

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from wmpo.checkpoint import save_tensors
+from wmpo.checkpoint import load_tensors, save_tensors
 from wmpo.data.episode import Episode
 from wmpo.data.lerobot import append_episodes, num_episodes, read_episodes
 from wmpo.data.splits import start_seeds
@@ -50,13 +50,25 @@ def pretrain(job: Job) -> None:
     net = _world_model(job, learn, held_out, log)
     header = {
         "kind": "world_model", **net.about(), "env": asdict(job.experiment.env) | {"task": "many"},
-        "tasks": tasks, "commit": commit(), "seed": job.seed,
+        "tasks": tasks, "commit": commit(), "seed": job.seed, "made": _history(job, len(tasks)),
     }  # fmt: skip
     # half precision: half the download, and far below the differences that training noise makes; buffers are exact
     matrices = {name for name, parameter in net.named_parameters() if parameter.dim() > 1}
     half = {k: t.bfloat16() if k in matrices else t for k, t in net.state_dict().items()}
     save_tensors(folder.model("pretrained"), half, header)
     finish(log, {"tasks": tasks, "episodes": len(learn) + len(held_out)}, f"{folder.model('pretrained')}")
+
+
+def _history(job: Job, num_tasks: int) -> str:
+    """How the weights came about: what those that it went on from say, and this training."""
+    config, begun = job.experiment.pretrain, pretrained_path(job.experiment.world_model.pretrained)
+    before = load_tensors(begun)[1].get("made", f"{begun.name}, which does not say how it was made") if begun else ""
+    fit = config.world_model.fit
+    this = (
+        f"wmpo pretrain at {commit()}, seed {job.seed}: {config.num_episodes} episodes of play of {config.num_steps} "
+        f"actions in each of {num_tasks} tasks, {fit.num_steps} steps of {fit.batch_size}, rate {fit.learning_rate:g}"
+    )
+    return f"{before}. Then {this}" if before else this
 
 
 def _record(job: Job, task: str, number: int) -> None:

@@ -89,8 +89,8 @@ def _finish(
     if cost.budget > budget:
         raise ValueError(
             f"{job.root.ledger}: {method} has played {cost.budget} real episodes, more than its {budget}, perhaps "
-            "because some that an interruption forced to be played again ended otherwise, with other code or on another "
-            f"machine; delete {job.root.path} and run wmpo compare again"
+            "because some that an interruption forced to be played again ended otherwise, with other code or on "
+            f"another machine; delete {job.root.path} and run wmpo compare again"
         )
     num_test = job.experiment.evaluate.num_test
     summary = {
