@@ -186,7 +186,7 @@ def open_job(path: Path, recipe: str, experiment: Experiment, seed: int, *, quie
 
 
 def check_folder(path: Path, recipe: str, experiment: Experiment, seed: int, *, free: str = "") -> bool:
-    """Whether there is a run already. Raises ValueError when it belongs to another configuration, or is a comparison."""
+    """Whether there is a run already. Raises ValueError when it has another configuration, or is a comparison."""
     if (path / "compare.json").exists():
         raise ValueError(f"{path} is the folder of a comparison, not of a run; choose another --name")
     saved = begun_experiment(path)

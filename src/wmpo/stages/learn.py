@@ -271,9 +271,9 @@ def clone_successes(job: Job) -> None:
 
 
 def improve(job: Job) -> None:
-    """GRPO on imagined episodes that begin where collected ones began. A policy that is handed in, that of the last round
-    or of every one of a lifelong run, is audited with real episodes from held-out starts; else the next round's
-    episodes are the audit."""
+    """GRPO on imagined episodes that begin where collected ones began. A policy that is handed in, that of the last
+    round or of every one of a lifelong run, is audited with real episodes from held-out starts; else the next
+    round's episodes are the audit."""
     require(job, "improve", "reward", "clone")
     log, experiment, folder = job.log("improve"), job.experiment, job.folder
     config, (learn, held_out) = experiment.improve, map(job.executed, job.collected())

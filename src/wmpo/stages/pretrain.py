@@ -61,7 +61,9 @@ def pretrain(job: Job) -> None:
 
 def _history(job: Job, num_tasks: int) -> str:
     """How the weights came about: what those that it went on from say, and this training."""
-    config, begun = job.experiment.pretrain, pretrained_path(job.experiment.world_model.pretrained)
+    config, own = job.experiment.pretrain, job.experiment.world_model
+    assert isinstance(own, SmallWorldModelConfig), "checked before anything was recorded"
+    begun = pretrained_path(own.pretrained)
     before = load_tensors(begun)[1].get("made", f"{begun.name}, which does not say how it was made") if begun else ""
     fit = config.world_model.fit
     this = (
