@@ -19,7 +19,7 @@ from wmpo.reward.detector import show_success
 class AuditConfig:
     """How often and how dearly real episodes watch the dream."""
 
-    every: int = 4
+    every: int = 8
     "Iterations of the last round between audits; before, the next round's episodes are the audit."
     num_episodes: int = 32
     "Real episodes in an audit; they begin where as many held-out episodes began, and are compared with those."

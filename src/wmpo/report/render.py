@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
@@ -200,10 +201,9 @@ def _rounds(run: Run) -> str:
     rows = []
     each = run.setting("num_iterations") or 1
     for i, done in enumerate(run.rounds):
+        after = math.inf if i + 1 == len(run.rounds) else i * each + each  # the last round may have more
         collected, model, reward, clone = (done.get(s, {}) for s in ("collect", "world-model", "reward", "clone"))
-        dreamt = [
-            row["imagined_success"] for row in run.metrics["improve"] if i * each < row["iteration"] <= i * each + each
-        ]
+        dreamt = [row["imagined_success"] for row in run.metrics["improve"] if i * each < row["iteration"] <= after]
         seconds = [done[stage]["seconds"] for stage in REPEATED if stage in done]
         rows.append(
             [

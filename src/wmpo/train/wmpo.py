@@ -46,6 +46,8 @@ class ImproveConfig:
 
     num_iterations: int = 4
     "Iterations of imagine, compare, learn, publish, check in a round."
+    last_iterations: int = 8
+    "The same in the last round, whose policy is handed in and watched by audits; 0: as many as in the others."
     temperature: float = 0.25
     "Sampling temperature of imagined episodes."
     groups: GroupConfig = field(default_factory=GroupConfig)
@@ -62,6 +64,11 @@ class ImproveConfig:
     "Siblings share the world model's noise, so that only their actions tell them apart."
     score_every: int = 1
     "Imagined frames between two looks for success; from 2 on only frames are decoded that these or the policy need."
+
+    @property
+    def to_the_end(self) -> ImproveConfig:
+        """Of a round whose policy is handed in."""
+        return replace(self, num_iterations=self.last_iterations or self.num_iterations)
 
 
 AuditPolicy = Callable[[Policy, int], Audit]
