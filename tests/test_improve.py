@@ -246,3 +246,8 @@ def test_when_imagination_has_no_more_to_teach_training_ends_well(tmp_path: Path
     config = replace(CONFIG, grpo=GRPOConfig(learning_rate=3.0, num_minibatches=1), num_iterations=50)
     summary, _ = run(tmp_path, Auditor({}), config=config)
     assert "no more to teach" in summary["stopped"] and 0 < summary["iteration"] < 50
+
+
+def test_rounds_before_the_last_are_shorter() -> None:
+    config = ImproveConfig(num_iterations=8, early_iterations=4)
+    assert config.early.num_iterations == 4 and replace(config, early_iterations=0).early.num_iterations == 8

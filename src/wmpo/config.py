@@ -332,7 +332,7 @@ _AT_MOST: dict[str, float] = {
 }
 _AT_LEAST: dict[str, float] = {
     "num_episodes": 1, "num_steps": 1, "batch_size": 2, "learning_rate": 1e-12, "max_chunks": 1, "chunk_size": 1,
-    "frame_stride": 1, "num_context": 1, "euler_steps": 1, "num_iterations": 1, "last_iterations": 0,
+    "frame_stride": 1, "num_context": 1, "euler_steps": 1, "num_iterations": 1, "early_iterations": 0,
     "num_groups": 1, "max_rounds": 1,
     "num_test": 2, "num_validation": 2, "num_starts": 2, "num_throughput": 1, "num_minibatches": 1, "num_epochs": 1,
     "micro_batch": 1, "every": 1, "check_every": 1, "window": 1, "num_bins": 2, "temperature": 0, "shard": 1,

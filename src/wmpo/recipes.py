@@ -64,7 +64,7 @@ def tiny() -> Experiment:
         clone=CloneConfig(sft=SFTConfig(fit=dataclasses.replace(fit, batch_size=16))),
         improve=ImproveConfig(
             num_iterations=2,
-            last_iterations=0,
+            early_iterations=0,
             temperature=1.0,
             groups=GroupConfig(num_groups=2, group_size=4, dynamic_sampling=False),  # such a dream has few mixed groups
             audit=AuditConfig(every=2, num_episodes=2, max_episodes=4),

@@ -73,7 +73,7 @@ def _paper(env: RobosuiteConfig, max_chunks: int) -> Experiment:
         clone=CloneConfig(enabled=False),
         improve=ImproveConfig(
             num_iterations=100,
-            last_iterations=0,
+            early_iterations=0,
             temperature=TEMPERATURE,
             groups=GroupConfig(num_groups=64, group_size=8, max_rounds=4),
             micro_batch=64,  # reward plays three times P at once, an iteration 512 episodes
@@ -124,7 +124,7 @@ def single_gpu() -> Experiment:
         improve=replace(
             base.improve,
             num_iterations=10,
-            last_iterations=0,
+            early_iterations=0,
             groups=GroupConfig(num_groups=64),
             grpo=replace(base.improve.grpo, micro_batch=1024),
         ),

@@ -71,6 +71,11 @@ class Run:
         """The first value of that name anywhere in the nested config."""
         return _find(self.config.get("config"), name)
 
+    @property
+    def early_iterations(self) -> int:
+        """GRPO iterations of every round but the last."""
+        return _early_iterations(self.config)
+
     def settings(self) -> list[tuple[str, Any]]:
         """All leaves of the config under dotted names, as the command line spells them."""
         return _leaves(self.config.get("config") or {}, "")
@@ -101,7 +106,7 @@ def read_run(path: Path) -> Run:
         rounds=done,
         stages={stage: summary for found in done for stage, summary in found.items()},
         metrics={stage: _latest([found[stage] for found in metrics]) for stage in STAGES}
-        | {"improve": _counted_on([found["improve"] for found in metrics], _find(config, "num_iterations") or 0)},
+        | {"improve": _counted_on([found["improve"] for found in metrics], _early_iterations(config))},
         episodes=list(unique.values()),
         played_again=len(episodes) - len(unique),
         results=_json(path / "results.json", {}),
@@ -123,6 +128,11 @@ def _counted_on(rounds: list[list[dict[str, Any]]], each: int) -> list[dict[str,
         for row in rows
         if "iteration" in row
     ]
+
+
+def _early_iterations(config: dict[str, Any]) -> int:
+    """Older folders have as many in every round."""
+    return _find(config, "early_iterations") or _find(config, "num_iterations") or 0
 
 
 def _json(path: Path, otherwise: Any) -> Any:

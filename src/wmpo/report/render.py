@@ -135,7 +135,7 @@ def _learning(run: Run) -> str:
 
 def _ends(run: Run) -> list[int]:
     """Iterations after which another round began."""
-    each = run.setting("num_iterations") or 1
+    each = run.early_iterations or 1
     return [i * each for i, done in enumerate(run.rounds) if i and "collect" in done]
 
 
@@ -199,7 +199,7 @@ def _remedy(audits: Sequence[Mapping[str, Any]]) -> str:
 
 def _rounds(run: Run) -> str:
     rows = []
-    each = run.setting("num_iterations") or 1
+    each = run.early_iterations or 1
     for i, done in enumerate(run.rounds):
         after = math.inf if i + 1 == len(run.rounds) else i * each + each  # the last round may have more
         collected, model, reward, clone = (done.get(s, {}) for s in ("collect", "world-model", "reward", "clone"))

@@ -86,7 +86,7 @@ class Plan:
             return replace(
                 experiment,
                 collect=replace(experiment.collect, every_round=True, num_episodes=self.budgets[0]),
-                improve=experiment.improve.to_the_end,  # every round's policy is handed in
+                improve=replace(experiment.improve, early_iterations=0),  # every round's policy is handed in
                 num_rounds=len(self.budgets),
             )
         return replace(experiment, collect=replace(experiment.collect, num_episodes=budget))

@@ -277,10 +277,10 @@ def improve(job: Job) -> None:
     require(job, "improve", "reward", "clone")
     log, experiment, folder = job.log("improve"), job.experiment, job.folder
     config, (learn, held_out) = experiment.improve, map(job.executed, job.collected())
-    if job.round == experiment.num_rounds:
-        config = config.to_the_end
-    elif not experiment.collect.every_round:
-        config = replace(config, audit=replace(config.audit, max_episodes=0))
+    if job.round < experiment.num_rounds:
+        config = config.early
+        if not experiment.collect.every_round:
+            config = replace(config, audit=replace(config.audit, max_episodes=0))
     (dream, guards), policy = guarded_env(job, held_out), first_policy(job)
     own = LocalSampler(dream, policy, config.micro_batch)  # it never plays while the learner is amid a step
     with workers(

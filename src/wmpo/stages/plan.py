@@ -181,7 +181,7 @@ def _improve(
     """Every GPU imagines and learns: it holds its part of the learner, and all networks that imagination needs."""
     config, chunks = experiment.improve, experiment.max_chunks
     episodes = config.groups.num_groups * config.groups.group_size
-    iterations = (experiment.num_rounds - 1) * config.num_iterations + config.to_the_end.num_iterations
+    iterations = (experiment.num_rounds - 1) * config.early.num_iterations + config.num_iterations
     imagined = chunks * imagined_chunk(experiment, policy, dream, reward)
     learned = chunks * config.grpo.num_epochs * learned_decision(experiment, policy)
     caps = config.groups.max_rounds if config.groups.dynamic_sampling else 1

@@ -76,7 +76,7 @@ def dream_of(job: Job, number: int, world_model: WorldModel, reward_model: Rewar
 def look_back(job: Job, episodes: Sequence[Episode]) -> dict[str, Any]:
     """A later round's new episodes, which nothing has learned from yet, as an audit of the dream in which their policy
     was trained. Where that policy has clearly got worse, ``begins_with`` names the round whose policy goes on."""
-    before, iteration = imagined_env(job, job.round - 1), (job.round - 1) * job.experiment.improve.num_iterations
+    before, iteration = imagined_env(job, job.round - 1), (job.round - 1) * job.experiment.improve.early.num_iterations
     found = judge(
         job.executed(episodes), before.world_model, before.reward_model,
         chunk_size=before.chunk_size, seed=job.seed, iteration=iteration,
@@ -126,7 +126,7 @@ def counted_on(job: Job, summary: dict[str, Any]) -> dict[str, Any]:
     """A round's summary of ``improve`` with iterations counted over the whole run and the round's opening audit, which
     is of the policy that played this round's episodes. A last round's own first audit would be the same only if that
     policy had played all held-out episodes."""
-    each = job.experiment.improve.num_iterations
+    each = job.experiment.improve.early.num_iterations
     done, again = (job.round - 1) * each, trains_who_collected(job)
     later = [a | {"iteration": done + a["iteration"]} for a in summary["audits"] if a["iteration"] > 0 or not again]
     kept = summary["kept_iteration"]

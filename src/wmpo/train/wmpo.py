@@ -44,10 +44,10 @@ class GuardConfig:
 class ImproveConfig:
     """GRPO in imagination."""
 
-    num_iterations: int = 4
-    "Iterations of imagine, compare, learn, publish, check in a round."
-    last_iterations: int = 8
-    "The same in the last round, whose policy is handed in and watched by audits; 0: as many as in the others."
+    num_iterations: int = 8
+    "Iterations of imagine, compare, learn, publish, check; those of the last round, whose policy is handed in."
+    early_iterations: int = 4
+    "The same in a round before, whose policy only plays the next one's episodes; 0: as many."
     temperature: float = 0.25
     "Sampling temperature of imagined episodes."
     groups: GroupConfig = field(default_factory=GroupConfig)
@@ -66,9 +66,9 @@ class ImproveConfig:
     "Imagined frames between two looks for success; from 2 on only frames are decoded that these or the policy need."
 
     @property
-    def to_the_end(self) -> ImproveConfig:
-        """Of a round whose policy is handed in."""
-        return replace(self, num_iterations=self.last_iterations or self.num_iterations)
+    def early(self) -> ImproveConfig:
+        """Of a round before the last."""
+        return replace(self, num_iterations=self.early_iterations or self.num_iterations)
 
 
 AuditPolicy = Callable[[Policy, int], Audit]
