@@ -105,16 +105,15 @@ def compare(
     for task in tasks:
         if len(sizes := {len(t.success) for t in trials if t.task == task}) > 1:
             raise ValueError(f"{task}: methods were tested on different numbers of starts {sorted(sizes)}")
+
+    def rivals(name: str) -> list[str]:
+        own = variants if name in variants else (name,)
+        return [other for other in methods if other not in own and other not in references]
+
     found = {(t.task, t.budget, t.method, t.seed): t.success for t in trials}
     rows = []
     for budget in budgets:
-        best_of = {BASE: ""} | {
-            name: _best_other(found, tasks, budget, name, rivals)
-            for name in methods
-            for rivals in [
-                [m for m in methods if m not in (name, *references, *(variants if name in variants else ()))]
-            ]
-        }
+        best_of = {BASE: ""} | {name: _best_other(found, tasks, budget, name, rivals(name)) for name in methods}
         for task in [*tasks, MEAN]:
             some = tasks if task == MEAN else [task]
             for name, best in best_of.items():
@@ -141,7 +140,7 @@ def _best_other(
 ) -> str:
     """The rival that comes off best against a method, over the seeds that both have; "" where none is measured."""
     against = {rival: _estimate(found, tasks, budget, method, rival) for rival in rivals}
-    return min((each.value, rival) for rival, each in against.items() if each)[1] if any(against.values()) else ""
+    return min(((each.value, rival) for rival, each in against.items() if each), default=(0.0, ""))[1]
 
 
 def _estimate(
