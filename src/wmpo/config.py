@@ -243,24 +243,12 @@ class Experiment:
         if not isinstance(self.env, RecordedConfig):  # nothing is played, so nothing is disrupted
             self.disruptions.validate(self.max_chunks)
         self.execution.cluster.validate()
-        chunk, stride = self.policy.chunk_size, self.world_model.frame_stride
-        if chunk % stride:
-            raise ValueError(f"world_model.frame_stride {stride} must divide policy.chunk_size {chunk}")
-        if not self.world_model.frame_actions and chunk == stride:
-            raise ValueError(
-                f"world_model.no-frame-actions asks for chunks of several frames, but policy.chunk_size {chunk} is one "
-                f"frame; add --policy.chunk-size {2 * chunk} --max-chunks {max(1, self.max_chunks // 2)}"
-            )
+        self._check_chunks()
         self.distillation.validate()
         for training in (self.tokenizer_training, self.pretrain.tokenizer):
             training.validate()
         if self.distillation.enabled and isinstance(self.world_model, SmallWorldModelConfig):
             raise ValueError("distillation.enabled: the small world model takes one step already; leave it off")
-        every = self.improve.score_every
-        if every < 1 or chunk // stride % every:
-            raise ValueError(
-                f"improve.score_every {every} must divide the {chunk // stride} imagined frames of a chunk"
-            )
         held, total = self.collect.num_held_out, self.collect.num_episodes
         if not 2 <= held < total:
             raise ValueError(f"collect.num_held_out {held} must be at least 2 and below collect.num_episodes {total}")
@@ -298,6 +286,21 @@ class Experiment:
                 raise ValueError(f"evaluate.{name} {starts} is too few starts for {tasks} tasks in turn")
         if self.improve.groups.group_size < 2:
             raise ValueError(f"improve.groups.group_size {self.improve.groups.group_size}: siblings need at least 2")
+
+    def _check_chunks(self) -> None:
+        chunk, stride = self.policy.chunk_size, self.world_model.frame_stride
+        if chunk % stride:
+            raise ValueError(f"world_model.frame_stride {stride} must divide policy.chunk_size {chunk}")
+        if not self.world_model.frame_actions and chunk == stride:
+            raise ValueError(
+                f"world_model.no-frame-actions asks for chunks of several frames, but policy.chunk_size {chunk} is one "
+                f"frame; add --policy.chunk-size {2 * chunk} --max-chunks {max(1, self.max_chunks // 2)}"
+            )
+        every = self.improve.score_every
+        if every < 1 or chunk // stride % every:
+            raise ValueError(
+                f"improve.score_every {every} must divide the {chunk // stride} imagined frames of a chunk"
+            )
 
 
 def _check_number(name: str, value: Any) -> None:
