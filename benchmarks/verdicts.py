@@ -31,10 +31,10 @@ P, HELD_OUT, DREAMS, TRAININGS = 128, 128, 8, 3
 def measure(run: Path) -> dict[str, Any]:
     settings = {"num_rounds": 1, "collect.num_episodes": P + HELD_OUT, "collect.num_held_out": HELD_OUT}
     with changed(run, settings) as job:
-        order = rounds(1)
+        task, order = meta_world(job).task, rounds(1)  # another simulator is refused at once
         redo(job, order[: order.index(("reward", 1)) + 1])
         found = {stage: job.folder.summary(stage) or {} for stage in ("collect", "world-model", "reward")}
-        about = {"task": job.experiment.env.tasks[0], "seed": job.seed, "scores": scores(job)}
+        about = {"task": task, "seed": job.seed, "scores": scores(job)}
     return about | found | {"command": command(run), "commit": commit()}
 
 

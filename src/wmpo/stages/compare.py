@@ -32,7 +32,7 @@ from wmpo.stages.claim import claimed
 from wmpo.stages.job import Job, check_folder, differences, open_job
 from wmpo.stages.models import load_policy
 from wmpo.stages.order import rounds, run_missing
-from wmpo.stages.trial import WMPO, hand_in_base, trial
+from wmpo.stages.trial import WMPO, trial
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,13 +268,13 @@ def _take(job: Job, step: Step, path: Path) -> str:
     adopt(job, Step(step.task, step.seed, None, BASE).folder(path))
     for twin in WMPO:
         adopt_first_round(job, replace(step, method=twin).folder(path))
+    policy, failed = None, ""
     try:
         policy = _trained(job, step)
     except ValueError as error:
-        hand_in_base(job, step.method, budget=step.budget, number=step.round, failed=str(error))
-        return str(error)
-    trial(job, step.method, policy=policy, budget=step.budget, number=step.round)
-    return ""
+        failed = str(error)
+    trial(job, step.method, policy=policy, budget=step.budget, number=step.round, failed=failed)
+    return failed
 
 
 def _trained(job: Job, step: Step) -> PolicyNet:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from wmpo.data.splits import start_seeds
 from wmpo.envs.ledger import Ledger
@@ -30,61 +31,24 @@ class Cost:
     test: int
 
 
-def trial(job: Job, method: str, *, policy: PolicyNet, budget: int, number: int = 0) -> None:
+def trial(job: Job, method: str, *, policy: PolicyNet | None, budget: int, number: int = 0, failed: str = "") -> None:
     """Chooses the decoding on the validation starts that all methods share, then plays the test starts with it. Where
     the base policy solves clearly more of them (as in ``evaluate``), it is handed in instead, with its own outcomes.
 
     Args:
+        policy: None where the training ended with ``failed``. Then the base policy is handed in, too: left out, the
+            method would be measured on its lucky runs alone.
         number: the round of a lifelong run whose policy is tested: its summary lies in the round's folder.
 
     Raises ValueError when the ledger holds more episodes of the method than its budget.
     """
-    name, config = _named(method, number), job.experiment.evaluate
+    name, num_test = f"{method}, round {number}" if number else method, job.experiment.evaluate.num_test
     log = StageLog(job.folder_of(number or 1), f"{method}-test", label=f"{method}-test", quiet=job.quiet)
-    env = job.real_env(Purpose("test", name), frame_stride=job.experiment.policy.chunk_size)
-    best = best_decoding(job, log, env, policy, name)
-    base = job.root.summary(f"{BASE}-test") if method != BASE else None
-    if base and loss(base["validated"], best.success.tolist()) > 1:
-        _finish(
-            job,
-            log,
-            method,
-            name,
-            Outcomes.of(base),
-            best.success.tolist(),
-            budget,
-            why="it solved more validation starts",
-        )
-        return
-    outcomes = play_once(job, log, env, policy, "test", name, config.num_test, best.temperature)
-    _finish(job, log, method, name, outcomes, best.success.tolist(), budget)
-
-
-def hand_in_base(job: Job, method: str, *, budget: int, number: int = 0, failed: str) -> None:
-    """The test of a method whose training ended with ``failed``: the base policy's own outcomes. Left out, the method
-    would be measured on its lucky runs alone."""
-    log = StageLog(job.folder_of(number or 1), f"{method}-test", label=f"{method}-test", quiet=job.quiet)
-    base = job.root.summary(f"{BASE}-test") or {}
-    _finish(job, log, method, _named(method, number), Outcomes.of(base), base["validated"], budget, why=failed)
-
-
-def _named(method: str, number: int) -> str:
-    """A policy in the ledger."""
-    return f"{method}, round {number}" if number else method
-
-
-def _finish(
-    job: Job,
-    log: StageLog,
-    method: str,
-    name: str,
-    outcomes: Outcomes,
-    validated: list[bool],
-    budget: int,
-    *,
-    why: str = "",
-) -> None:
-    """``why`` the base policy is handed in; "": it is not."""
+    base = (job.root.summary(f"{BASE}-test") or {}) if method != BASE else {}
+    if policy is None:
+        outcomes, validated, why = Outcomes.of(base), base["validated"], failed
+    else:
+        outcomes, validated, why = _tested(job, log, policy, name, base)
     cost = cost_of(job, method, name)
     if cost.budget > budget:
         raise ValueError(
@@ -92,7 +56,6 @@ def _finish(
             "because some that an interruption forced to be played again ended otherwise, with other code or on "
             f"another machine; delete {job.root.path} and run wmpo compare again"
         )
-    num_test = job.experiment.evaluate.num_test
     summary = {
         **outcomes.kept(),
         "validation": sum(validated) / len(validated),
@@ -106,6 +69,20 @@ def _finish(
     rate = 100 * outcomes.success.mean()
     kept = f" (the base policy: {why})" if why else ""
     finish(log, summary, f"{rate:.1f} % of {num_test} test starts, {decoding(outcomes.temperature)}{kept}")
+
+
+def _tested(
+    job: Job, log: StageLog, policy: PolicyNet, name: str, base: dict[str, Any]
+) -> tuple[Outcomes, list[bool], str]:
+    """Outcomes on the test starts, those on the validation starts, and why the base policy is handed in, or nothing.
+    ``base``: the summary of its own test, if it is not this one."""
+    env = job.real_env(Purpose("test", name), frame_stride=job.experiment.policy.chunk_size)
+    best = best_decoding(job, log, env, policy, name)
+    validated: list[bool] = best.success.tolist()
+    if base and loss(base["validated"], validated) > 1:
+        return Outcomes.of(base), validated, "it solved more validation starts"
+    num_test = job.experiment.evaluate.num_test
+    return play_once(job, log, env, policy, "test", name, num_test, best.temperature), validated, ""
 
 
 _PAID: dict[str, tuple[tuple[str, str], ...]] = {
