@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,12 @@ from finished_run import finished_run, recorded
 from torch import nn
 
 from wmpo.data.episode import Episode
-from wmpo.data.lerobot import append_episodes
+from wmpo.data.lerobot import append_episodes, read_episodes
 from wmpo.envs.ledger import Ledger
 from wmpo.envs.simulated import Purpose, SimulatedEnv
 from wmpo.evaluation.policy import Outcomes
 from wmpo.policy.small import SmallPolicy
-from wmpo.stages import baselines, begin, learn, measure
+from wmpo.stages import baselines, begin, learn, measure, record
 from wmpo.stages.job import Job
 from wmpo.train.fit import Training
 
@@ -64,13 +65,16 @@ def test_without_it_a_round_begins_with_the_policy_as_it_is(job: Job) -> None:
     assert job.folder.summary("clone") and not job.folder.model("cloned").exists()
 
 
-def expert(job: Job, monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[int], float]]:
-    """Every second of its episodes is solved. Returns (starts, noise) of what it is asked for, later too."""
+def expert(job: Job, monkeypatch: pytest.MonkeyPatch, stop_at: int = 99) -> list[tuple[list[int], float]]:
+    """Every second of its episodes is solved. Returns (starts, noise) of what it is asked for, later too; the request
+    after ``stop_at`` is interrupted."""
     asked: list[tuple[list[int], float]] = []
     like = recorded(0, 5, policy="expert")
 
     def play(env: object, seeds: list[int], *, noise: float, frame_stride: int) -> list[Any]:
         asked.append((seeds, noise))
+        if len(asked) == stop_at + 1:
+            raise KeyboardInterrupt
         return [(like.frames, like.actions, 5 if seed % 2 else -1) for seed in seeds]
 
     monkeypatch.setattr(SimulatedEnv, "play_expert", play)
@@ -79,6 +83,27 @@ def expert(job: Job, monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[int], f
     job.root.complete("demos", 1.0, {})
     job.round = 1
     return asked
+
+
+def test_interrupted_demonstrations_go_on_where_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, list[int]] = {}
+    for name, stop_at in (("whole", 99), ("stopped", 2)):
+        job = finished_run(tmp_path / name, rounds=1)
+        shutil.rmtree(job.dataset("demonstrations"))
+        played = expert(job, monkeypatch, stop_at)
+        shutil.rmtree(job.dataset("demonstrations"))
+        config = job.experiment
+        demos, collect = replace(config.demos, num_episodes=10), replace(config.collect, shard=3)
+        job.experiment = replace(config, demos=demos, collect=collect)
+        if name == "stopped":
+            with pytest.raises(KeyboardInterrupt):
+                record.demos(job)
+            assert len(read_episodes(job.dataset("demonstrations"))) == 7, "what was written stays"
+        record.demos(job)
+        seen[name] = [episode.start for episode in read_episodes(job.dataset("demonstrations"))]
+    assert seen["stopped"] == seen["whole"] and len(set(seen["whole"])) == 10
+    again = [seed for seeds, _ in played[3:] for seed in seeds]
+    assert again and not set(again) & set(seen["stopped"][:7]), "and is not played again"
 
 
 @pytest.mark.parametrize(

@@ -209,6 +209,7 @@ class Listed:
     solved_at: int
     policy: str
     instruction: str
+    start: int
 
     @property
     def success(self) -> bool:
@@ -222,7 +223,9 @@ def list_episodes(root: Path) -> list[Listed]:
     if any("policy" not in row for row in rows):
         raise DatasetError(f"{root} is a dataset of another program; wmpo data import makes one of ours of it")
     with reading(root / "meta/episodes"):
-        return [Listed(row["length"] - 1, row["solved_at"], row["policy"], row["tasks"][0]) for row in rows]
+        return [
+            Listed(row["length"] - 1, row["solved_at"], row["policy"], row["tasks"][0], row["start"]) for row in rows
+        ]
 
 
 def open_lerobot(root: Path, keys: Keys, *, first: int = 0) -> Source:

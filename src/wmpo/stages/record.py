@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from wmpo.data.episode import Episode
-from wmpo.data.lerobot import append_episodes, num_episodes, open_lerobot, read_episodes
+from wmpo.data.lerobot import append_episodes, list_episodes, num_episodes, open_lerobot, read_episodes
 from wmpo.data.source import Keys
 from wmpo.data.splits import Split, simulator_starts, start_seeds
 from wmpo.envs.simulated import Purpose, SimulatedEnv
@@ -54,11 +54,14 @@ def demonstrate(job: Job, log: StageLog, attempt: int) -> range:
     tasks = job.experiment.env.tasks
     wanted = len(tasks) * config.num_episodes
     chosen = range(attempt * wanted, (attempt + 1) * wanted)
-    if num_episodes(root) >= chosen.stop:
+    kept = [listed.start for listed in list_episodes(root)[chosen.start :]]  # an interrupted stage goes on
+    if len(kept) >= wanted:
         return chosen
+    most = len(tasks) * (20 + 10 * config.num_episodes)
+    (first,) = start_seeds("demonstrations", job.seed, attempt * most, 1)
+    tried = kept[-1] - first + 1 if kept else 0
+    short = {task: config.num_episodes - sum(alternating(start, tasks) == task for start in kept) for task in tasks}
     solved: list[Episode] = []
-    tried, most = 0, len(tasks) * (20 + 10 * config.num_episodes)
-    short = dict.fromkeys(tasks, config.num_episodes)
     env = job.real_env(Purpose("demonstrations", "expert"), frame_stride=1)
     while count := min(8, max(short.values())):
         if tried >= most:
@@ -74,8 +77,12 @@ def demonstrate(job: Job, log: StageLog, attempt: int) -> range:
                 solved.append(episode)
                 short[task] -= 1
         tried += len(seeds)
-        log.progress(len(solved), wanted, "episodes")
-    append_episodes(root, solved, fps=job.fps)  # they take seconds, so they are written all at once
+        log.progress(wanted - sum(short.values()), wanted, "episodes")
+        if len(solved) >= job.experiment.collect.shard:
+            append_episodes(root, solved, fps=job.fps)
+            solved = []
+    if solved:
+        append_episodes(root, solved, fps=job.fps)
     return chosen
 
 
