@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from finished_runs import again, command, gained, named
+from finished_runs import again, gained, named
 
 RESULTS = Path(__file__).parent / "results" / "ablations"
 PLAIN, TWO_FRAMES = "as it is", "chunks of two frames"
@@ -67,7 +67,7 @@ def measure(run: Path, name: str) -> dict[str, Any]:
         "collected": stages["collect"]["success"],
         "stopped": stages["improve"]["stopped"],
     }
-    return found | {"variant": name, "settings": variant.settings, "command": command(run)} | figures
+    return found | {"variant": name, "settings": variant.settings} | figures
 
 
 def show(rows: list[dict[str, Any]]) -> str:

@@ -24,11 +24,11 @@ RESULTS = Path(__file__).parent / "results" / "fidelity"
 
 def measure(run: Path) -> dict[str, Any]:
     config = json.loads((run / "config.json").read_text())
-    command = ["wmpo", "fidelity", config["recipe"], "--name", run.name]
-    subprocess.run([sys.executable, "-m", "wmpo", *command[1:], "--runs", str(run.parent)], check=True)
+    wmpo = [sys.executable, "-m", "wmpo"]
+    subprocess.run([*wmpo, "fidelity", config["recipe"], "--name", run.name, "--runs", str(run.parent)], check=True)
     found = json.loads((run / "stages" / "fidelity.json").read_text())
     task = config["config"]["env"]["task"]
-    return {"command": " ".join(command), "task": task, "seed": config["seed"], "commit": config["commit"], **found}
+    return {"task": task, "seed": config["seed"], **found}
 
 
 def rates(row: dict[str, Any], side: str) -> list[float]:

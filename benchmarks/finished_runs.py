@@ -20,7 +20,7 @@ from wmpo.data.splits import start_seeds
 from wmpo.envs.metaworld import MetaWorldConfig
 from wmpo.envs.simulated import Purpose
 from wmpo.evaluation.compare import estimate
-from wmpo.stages.job import Job, commit, existing_job
+from wmpo.stages.job import Job, commit, existing_job, machine
 from wmpo.stages.measure import play_once
 from wmpo.stages.models import load_policy
 from wmpo.stages.order import rounds, run_missing
@@ -35,9 +35,12 @@ def named(run: Path) -> str:
     return f"{'+'.join([env['task'], *env.get('more_tasks', [])])}-seed{about['seed']}"
 
 
-def command(run: Path) -> str:
-    """What to type to measure it again, wherever its folder lies."""
-    return f"python benchmarks/{Path(sys.argv[0]).name} runs/{named(run)}"
+def origin(run: Path) -> dict[str, str]:
+    """How a measurement comes about: what to type to make it again, wherever the folder lies, the code that measures
+    and that of the run, and the processor."""
+    again = f"python benchmarks/{Path(sys.argv[0]).name} runs/{named(run)}"
+    code = {"commit": commit(), "run_commit": read_json(run / "config.json")["commit"]}
+    return {"command": again, **code, "machine": machine()}
 
 
 def measure_and_show(
@@ -57,7 +60,8 @@ def measure_and_show(
     for run in [] if args.show else args.runs:
         path = results / f"{named(run)}.json"
         if not path.exists():
-            path.write_text(json.dumps(measure(run)) + "\n")
+            about = origin(run)
+            path.write_text(json.dumps(about | measure(run)) + "\n")
     print(show([json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]))
 
 
@@ -118,6 +122,7 @@ def redo(job: Job, stages: list[tuple[str, int]]) -> None:
 def again(run: Path, number: int, first: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """A round of a finished run once more from the stage ``first`` on, with some settings changed; "": nothing again.
     Its policy plays the run's test starts, greedy and sampled as in the dream."""
+    about = {"run": named(run)} | origin(run)
     with changed(run, settings) as job:
         order = [("sft", 1), *rounds(number)]
         redo(job, order[order.index((first, 1 if first in ("sft", "tokenizer") else number)) :] if first else [])
@@ -131,4 +136,4 @@ def again(run: Path, number: int, first: str, settings: Mapping[str, Any]) -> di
             for key, temperature in decodings.items()
         }
     outcomes = {key: found.success.tolist() for key, found in played.items()}
-    return {"run": named(run), "commit": commit(), "outcomes": outcomes, "stages": summaries}
+    return about | {"outcomes": outcomes, "stages": summaries}

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from finished_runs import command, measure_and_show, meta_world
+from finished_runs import measure_and_show, meta_world
 
 from wmpo.data.episode import Episode
 from wmpo.data.lerobot import read_episodes
 from wmpo.envs.simulator import Simulator
 from wmpo.evaluation.statistics import rates
 from wmpo.rng import keyed
-from wmpo.stages.job import commit, existing_job
+from wmpo.stages.job import existing_job
 from wmpo.stages.rounds import collected_datasets
 
 RESULTS = Path(__file__).parent / "results" / "foreseeable"
@@ -59,7 +59,7 @@ def measure(run: Path) -> dict[str, Any]:
     real = [episode.success for episode in episodes]
     off = {str(noise): np.median([displaced(e, noise, millimetres) for e in episodes], axis=0) for noise in NOISE}
     return {
-        "command": command(run), "commit": commit(), "task": config.task, "seed": job.seed,
+        "task": config.task, "seed": job.seed,
         "millimetres": millimetres, "real": real, "again": outcomes,
         "hand_off": {noise: pair.round(1).tolist() for noise, pair in off.items()},
     }  # fmt: skip

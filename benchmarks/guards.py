@@ -15,7 +15,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from finished_runs import again, command, gained, named
+from finished_runs import again, gained, named
 
 from wmpo.stages.job import existing_job
 
@@ -33,7 +33,7 @@ def measure(run: Path, guard: str) -> dict[str, Any]:
     found = again(run, existing_job(run).experiment.num_rounds, "improve", GUARDS[guard])
     improve = found.pop("stages")["improve"]
     kept = {key: improve.get(key) for key in ("kept_iteration", "stopped", "guards", "audits")}
-    return found | {"guard": guard, "settings": GUARDS[guard], "command": command(run)} | kept
+    return found | {"guard": guard, "settings": GUARDS[guard]} | kept
 
 
 def show(rows: list[dict[str, Any]]) -> str:

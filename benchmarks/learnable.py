@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from finished_runs import command, further, measure_and_show, meta_world
+from finished_runs import further, measure_and_show, meta_world
 from torch import Tensor, nn
 
 from wmpo.data.episode import Episode
@@ -25,7 +25,7 @@ from wmpo.envs.metaworld import MetaWorldSim
 from wmpo.evaluation.statistics import auroc, best_threshold, rates
 from wmpo.evaluation.world_model import replay
 from wmpo.noise import torch_generator
-from wmpo.stages.job import Job, commit, existing_job
+from wmpo.stages.job import Job, existing_job
 from wmpo.stages.rounds import imagined_env
 from wmpo.train.reward import peaks, replayed_videos
 
@@ -94,7 +94,7 @@ def measure(run: Path) -> dict[str, Any]:
         for name, part in (("told", mine), ("told, with more", mine + others)):
             scores[name] = [foresees(part, tested, seed) for seed in range(3)]
     return {
-        "task": config.task, "seed": job.seed, "command": command(run), "commit": commit(),
+        "task": config.task, "seed": job.seed, 
         "learned": {"dream": len(learn), "told": len(learn), "told, with more": len(learn) + len(more)},
         "solved": [episode.success for episode in test],
         "scores": {name: [score.round(3).tolist() for score in kinds] for name, kinds in scores.items()},

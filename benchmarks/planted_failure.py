@@ -19,13 +19,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from finished_runs import command, further, measure_and_show
+from finished_runs import further, measure_and_show
 
 from wmpo.checkpoint import read_json, write_json
 from wmpo.data.episode import Episode
 from wmpo.report.run import RunFolder
 from wmpo.stages import learn as stages
-from wmpo.stages.job import Job, commit, existing_job
+from wmpo.stages.job import Job, existing_job
 
 RESULTS = Path(__file__).parent / "results" / "planted_failure"
 AUDITED, ITERATIONS, FIRST_START = 64, 2, 30_000
@@ -92,7 +92,7 @@ def measure(run: Path) -> dict[str, Any]:
         more = further(job, 1, FIRST_START, AUDITED - first[1])
     found = {dream: in_dream(run, more, dream) for dream in DREAMS}
     about = {"task": config["config"]["env"]["task"], "seed": config["seed"]}
-    return about | found | {"command": command(run), "commit": commit()}
+    return about | found
 
 
 def show(rows: list[dict[str, Any]]) -> str:

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from finished_runs import command, measure_and_show
+from finished_runs import measure_and_show
 
 from wmpo.data.episode import Episode
 from wmpo.report.run import RunFolder
 from wmpo.stages import learn as stages
-from wmpo.stages.job import Job, commit, existing_job
+from wmpo.stages.job import Job, existing_job
 from wmpo.world_model.small import SmallWorldModelConfig
 
 RESULTS = Path(__file__).parent / "results" / "pretraining"
@@ -62,7 +62,7 @@ def measure(run: Path) -> dict[str, Any]:
                 about = {"budget": budget, "learned": len(few), "pretrained": pretrained}
                 rows.append(about | {key: found[key] for key in ("distance", "tokenizer_distance", "seconds")})
         env = job.experiment.env
-    return {"task": env.tasks[0], "seed": job.seed, "command": command(run), "commit": commit(), "rows": rows}
+    return {"task": env.tasks[0], "seed": job.seed, "rows": rows}
 
 
 def show(rows: list[dict[str, Any]]) -> str:

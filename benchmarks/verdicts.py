@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from finished_runs import changed, command, measure_and_show, meta_world, redo
+from finished_runs import changed, measure_and_show, meta_world, redo
 from learnable import foresees, told
 
 from wmpo.evaluation.statistics import auroc, best_threshold, rates
 from wmpo.evaluation.world_model import replay
-from wmpo.stages.job import Job, commit
+from wmpo.stages.job import Job
 from wmpo.stages.order import rounds
 from wmpo.stages.rounds import imagined_env
 from wmpo.train.reward import peaks, replayed_videos
@@ -35,7 +35,7 @@ def measure(run: Path) -> dict[str, Any]:
         redo(job, order[: order.index(("reward", 1)) + 1])
         found = {stage: job.folder.summary(stage) or {} for stage in ("collect", "world-model", "reward")}
         about = {"task": task, "seed": job.seed, "scores": scores(job)}
-    return about | found | {"command": command(run), "commit": commit()}
+    return about | found
 
 
 def scores(job: Job) -> dict[str, Any]:

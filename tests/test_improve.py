@@ -123,7 +123,36 @@ def test_an_improvement_that_was_interrupted_ends_with_the_same_bits(interrupt_a
 def test_audits_cost_no_more_real_episodes_than_allowed(tmp_path: Path) -> None:
     audit = Auditor({})
     run(tmp_path, audit, config=replace(CONFIG, audit=AuditConfig(every=1, num_episodes=16, max_episodes=40)))
-    assert list(audit.seen) == [0, 1]
+    assert list(audit.seen) == [0, 6], "the last one is of the policy that training ends with"
+    audit = Auditor({})
+    run(tmp_path / "one", audit, config=replace(CONFIG, audit=AuditConfig(every=1, num_episodes=16, max_episodes=16)))
+    assert list(audit.seen) == [6]
+
+
+@pytest.mark.parametrize("num_iterations", [3, 5])
+def test_the_policy_that_training_ends_with_is_audited_and_kept(num_iterations: int, tmp_path: Path) -> None:
+    config = replace(CONFIG, num_iterations=num_iterations, audit=replace(CONFIG.audit, every=4, max_episodes=48))
+    audit = Auditor({})
+    summary, logits = run(tmp_path, audit, config=config)
+    assert list(audit.seen) == [0, *range(4, num_iterations, 4), num_iterations]
+    assert summary["kept_iteration"] == num_iterations and torch.equal(logits, audit.seen[num_iterations])
+
+
+def test_what_was_learned_before_a_dream_had_no_more_to_teach_is_kept(tmp_path: Path) -> None:
+    class Exhausted(BanditEnv):
+        """Everything is solved from the third sampling on."""
+
+        def reset(self, starts: Starts) -> Observation:
+            if int(starts.episode_id[0]) >> 20 >= 2 * 64:
+                self.low, self.high = -9, 9
+            return super().reset(starts)
+
+    audit = Auditor({})
+    summary, logits = run(
+        tmp_path, audit, Exhausted(2, 3), replace(CONFIG, audit=AuditConfig(every=6, num_episodes=16, max_episodes=32))
+    )
+    assert list(audit.seen) == [0, 2] and "no more to teach" in summary["stopped"]
+    assert summary["kept_iteration"] == 2 and logits.any()
 
 
 def test_without_audits_the_last_policy_is_kept(tmp_path: Path) -> None:

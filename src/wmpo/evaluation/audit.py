@@ -20,7 +20,8 @@ class AuditConfig:
     """How often and how dearly real episodes watch the dream."""
 
     every: int = 8
-    "Iterations of the last round between audits; before, the next round's episodes are the audit."
+    """Iterations of the last round between audits; the policies that it begins and ends with are audited in any case.
+    Rounds before have none: the next round's episodes are their audit."""
     num_episodes: int = 32
     "Real episodes in an audit; they begin where as many held-out episodes began, and are compared with those."
     max_episodes: int = 64

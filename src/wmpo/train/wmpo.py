@@ -115,10 +115,11 @@ def improve(
     progress = _restore(learner, checkpoint, log)
     sampler.load(learner.publish())
     while True:
-        if audit and _audit_due(progress, config.audit):  # check
+        over = bool(progress.stopped) or progress.iteration == len(schedule)
+        if audit and _audit_due(progress, config.audit, over):  # check
             _check(progress, audit(learner.policy, progress.iteration), learner, checkpoint, log)
             save_tensors(checkpoint, learner.save(), _header(progress))
-        if progress.stopped or progress.iteration == len(schedule):
+        if over or progress.stopped:
             break
         iteration = progress.iteration
         episodes = sample_groups(  # imagine
@@ -126,7 +127,7 @@ def improve(
         )
         if episodes.kept is None:
             progress.stopped = _nothing_to_learn(episodes, begun or iteration > 0)
-            break
+            continue
         batches = minibatches(episodes.kept, config.grpo, seed=seed, iteration=iteration)  # compare
         metrics = [learner.step(batch) for batch in batches]  # learn
         sampler.load(learner.publish())  # publish
@@ -153,10 +154,13 @@ def affordable(budget: int, config: GroupConfig) -> list[GroupConfig]:
     return [replace(config, num_groups=min(config.num_groups, groups)) for groups in left]
 
 
-def _audit_due(progress: _Progress, config: AuditConfig) -> bool:
-    """Before the first iteration and after each ``every``, once, while episodes are left."""
-    done = any(audit.iteration == progress.iteration for audit in progress.audits)
-    return not done and progress.iteration % config.every == 0 and len(progress.audits) < config.max_audits
+def _audit_due(progress: _Progress, config: AuditConfig, over: bool) -> bool:
+    """Before the first iteration and after each ``every``, while episodes are left for one more: the policy that
+    training ends with is always audited, as no other one can be preferred to the first."""
+    if any(audit.iteration == progress.iteration for audit in progress.audits):
+        return False
+    left = config.max_audits - len(progress.audits)
+    return left > 0 if over else left > 1 and progress.iteration % config.every == 0
 
 
 def _check(progress: _Progress, found: Audit, learner: Learner, checkpoint: Path, log: StageLog) -> None:
@@ -164,17 +168,25 @@ def _check(progress: _Progress, found: Audit, learner: Learner, checkpoint: Path
     reason = parted(found, progress.audits)
     verdict = reason or "solves fewer of the starts than before, but that may be chance: not preferred"
     if not reason and better(found, progress.audits):
-        verdict = "as good as before or better: preferred" if progress.audits else "the policy to start from"
+        verdict = _preferred(found, progress.audits)
         progress.kept = found.iteration
         save_tensors(_best(checkpoint), learner.publish(), {"iteration": found.iteration})
     progress.audits.append(replace(found, verdict=verdict))
-    progress.stopped = reason
+    progress.stopped = reason or progress.stopped
     log.note(
         f"audit after {found.iteration} iterations: real {100 * found.real:.0f} %, imagined "
         f"{100 * found.imagined:.0f} %, J {signed(found.j)} (n = {found.n}); {progress.audits[-1].verdict}"
     )
     if found.warning:
         log.note(f"warning: {found.warning}")
+
+
+def _preferred(found: Audit, earlier: Sequence[Audit]) -> str:
+    if not earlier:
+        return "the policy to start from"
+    if found.real >= max(audit.real for audit in earlier):
+        return "as good as before or better: preferred"
+    return "solves fewer of the starts than before, but that may be chance: preferred, as it has learned longer"
 
 
 def _nothing_to_learn(episodes: GroupedRollouts, begun: bool) -> str:
