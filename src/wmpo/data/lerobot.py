@@ -223,9 +223,7 @@ def list_episodes(root: Path) -> list[Listed]:
     if any("policy" not in row for row in rows):
         raise DatasetError(f"{root} is a dataset of another program; wmpo data import makes one of ours of it")
     with reading(root / "meta/episodes"):
-        return [
-            Listed(row["length"] - 1, row["solved_at"], row["policy"], row["tasks"][0], row["start"]) for row in rows
-        ]
+        return [Listed(r["length"] - 1, r["solved_at"], r["policy"], r["tasks"][0], r["start"]) for r in rows]
 
 
 def open_lerobot(root: Path, keys: Keys, *, first: int = 0) -> Source:
