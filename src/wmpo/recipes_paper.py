@@ -35,12 +35,14 @@ TEMPERATURE = 1.6
 AGENTVIEW = CameraConfig(azimuth=180.0, elevation=-45.0, distance=0.778, lookat=(-0.05, 0.0, 0.8))
 """Where robosuite's camera of that name stands (0.5, 0, 1.35) and looks, through which fine-tuned checkpoints and the
 datasets of MimicGen have seen its tasks."""
+FULL_AGENTVIEW = CameraConfig(azimuth=180.0, elevation=-40.9, distance=1.098, lookat=(-0.077, 0.0, 0.8))
+"""The same in MimicGen's ThreePieceAssembly, which swaps it with ``agentview_full``: (0.753, 0, 1.519)."""
 
 
-def _paper(env: RobosuiteConfig, max_chunks: int) -> Experiment:
+def _paper(env: RobosuiteConfig, max_chunks: int, camera: CameraConfig = AGENTVIEW) -> Experiment:
     """One round of WMPO with OpenVLA-OFT, the OpenSora-class world model and VideoMAE."""
     return Experiment(
-        env=replace(env, camera=AGENTVIEW),
+        env=replace(env, camera=camera),
         max_chunks=max_chunks,
         num_rounds=1,
         demos=DemosConfig(num_episodes=300, noise=0.0),
@@ -67,8 +69,10 @@ def _paper(env: RobosuiteConfig, max_chunks: int) -> Experiment:
         distillation=DistillConfig(fit=replace(DistillConfig().fit, micro_batch=2)),
         reward=VideoMAERewardConfig(folder="weights/videomae-base"),
         reward_training=RewardTraining(
-            fit=FitConfig(num_steps=3000, batch_size=64, micro_batch=32, learning_rate=1e-4, weight_decay=1e-4),
+            fit=FitConfig(num_steps=10_000, batch_size=64, micro_batch=32, learning_rate=1e-4, weight_decay=1e-4),
+            noise=0.0,
             target="f1",
+            on_policy=False,
         ),
         clone=CloneConfig(enabled=False),
         improve=ImproveConfig(
@@ -101,7 +105,7 @@ def paper_stack_three() -> Experiment:
 
 def paper_three_piece() -> Experiment:
     """ThreePieceAssembly_D0, 384 steps."""
-    return _paper(RobosuiteConfig(task="ThreePieceAssembly", image_size=256), 48)
+    return _paper(RobosuiteConfig(task="ThreePieceAssembly", image_size=256), 48, FULL_AGENTVIEW)
 
 
 def single_gpu() -> Experiment:
