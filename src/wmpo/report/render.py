@@ -52,7 +52,7 @@ def sections(run: Run, wanted: Container[str] | None = None) -> list[tuple[str, 
         ("audits", "Audits", _audits),
         *([("rounds", "Rounds", _rounds)] if len(run.rounds) > 1 else []),
         ("dream", "Can the dream be trusted?", _dream),
-        *([("fidelity", "Fidelity", fidelity.section)] if run.fidelity else []),
+        ("fidelity", "Fidelity", lambda run: fidelity.section(run) if run.fidelity else _missing(run, "fidelity")),
         *([("disruptions", "Disruptions", disruptions.section)] if run.disruptions else []),
         ("classifier", "Success classifier", _reward),
         ("videos", "Before and after", _before_after),
@@ -67,7 +67,7 @@ def _missing(run: Run, stage: str) -> str:
     """What a section says before its stage is complete."""
     if stage == "evaluate" and run.only_recorded:
         return f"<p class=empty>{UNPLAYED}</p>"
-    state = "has begun but is not complete" if run.metrics[stage] else "has not run yet"
+    state = "has begun but is not complete" if run.metrics.get(stage) else "has not run yet"
     return f"<p class=empty>Stage <b>{stage}</b> {state}. This makes it: <code>{esc(run.command(stage))}</code></p>"
 
 

@@ -55,7 +55,7 @@ from wmpo.stages.rounds import (
     trains_who_collected,
 )
 from wmpo.train.fit import fit
-from wmpo.train.reward import RewardNet, calibrate, peaks, real_videos, replayed_videos, threshold_of
+from wmpo.train.reward import RewardNet, RewardTraining, calibrate, peaks, real_videos, replayed_videos, threshold_of
 from wmpo.train.tokenizer import train_tokenizer
 from wmpo.train.wmpo import AuditPolicy
 from wmpo.train.wmpo import improve as train_in_imagination
@@ -196,6 +196,10 @@ def reward(job: Job) -> None:
         for name, m in (("real", measured["real"]), ("imagined", measured["imagined"]))
     )
     if on_policy:
+        if (target := experiment.reward_training.target) != RewardTraining.target:
+            log.note(
+                f"target {target} chooses for real videos only; for imagined ones too: --reward-training.no-on-policy"
+            )
         figures += f"; threshold {measured['threshold']:.1f}: the policy solves as many in the dream as it really did"
     if said := replay_warning(measured["imagined"]):
         log.note(f"warning: {said}")
