@@ -5,18 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from finished_run import finished_run, recorded
 
 from wmpo.data.lerobot import append_episodes, read_episodes
 from wmpo.envs.imagined import ImaginedEnv
+from wmpo.reward.small import SmallRewardConfig
 from wmpo.rollout.run import run_episodes
 from wmpo.stages import learn
 from wmpo.stages.guards import imagined_starts
 from wmpo.stages.job import Job
 from wmpo.stages.rounds import imagined_env, policy_of
-from wmpo.train.reward import threshold_of
+from wmpo.train.reward import RewardTraining, calibrate, threshold_of
 
 
 @pytest.fixture
@@ -39,11 +41,24 @@ def solved_in_the_dream(job: Job, env: ImaginedEnv) -> float:
 
 
 def test_the_policy_that_was_collected_with_solves_as_many_in_the_dream_as_really(job: Job) -> None:
+    dream = imagined_env(job, 1)
+    found = learn._on_policy(job, dream.world_model, dream.reward_model)  # type: ignore[arg-type]
+    assert (found["success"], found["n"]) == (3 / 8, 8)
+    dream.reward_model.threshold = found["threshold"]
+    assert solved_in_the_dream(job, dream) == pytest.approx(3 / 8, abs=1 / 16)
+
+
+@pytest.mark.parametrize("matched", [25.0, -25.0])
+def test_that_threshold_counts_unless_replays_want_a_higher_one(
+    matched: float, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {"threshold": matched, "success": 3 / 8, "n": 8}
+    monkeypatch.setattr(learn, "_on_policy", lambda *args: found)
     learn.reward(job)
     summary = job.root.summary("reward") or {}
-    assert summary["on_policy"] == {"threshold": summary["threshold"], "success": 3 / 8, "n": 8}
-    assert solved_in_the_dream(job, imagined_env(job, 1)) == pytest.approx(3 / 8, abs=1 / 16)
-    assert summary["imagined"]["threshold"] == summary["threshold"] != summary["real"]["threshold"]
+    assert summary["on_policy"] == (found if matched > 0 else {})
+    assert (summary["threshold"] == matched) == (matched > 0)
+    assert summary["imagined"]["threshold"] == summary["threshold"] == imagined_env(job, 1).reward_model.threshold
 
 
 def test_episodes_may_be_imagined_in_parts(job: Job) -> None:
@@ -82,3 +97,15 @@ def test_a_policy_that_solved_nothing_sets_no_threshold(job: Job, monkeypatch: p
 def test_the_threshold_lets_the_wanted_share_pass(rate: float, count: int) -> None:
     peaks = torch.randn(8, generator=torch.Generator().manual_seed(0)).numpy()
     assert (peaks > threshold_of(peaks, rate)).sum() == count
+
+
+def test_the_threshold_of_imagined_videos_is_never_below_that_of_replays() -> None:
+    """A dream in which a policy succeeds too rarely would else call its failures solved."""
+    score, truth = np.array([-6.0, -5.0, -4.0, 5.0, 6.0]), np.array([False, False, False, True, True])
+    found = {}
+    for matched in (-5.5, 5.5):
+        net = SmallRewardConfig(channels=8).build(32)
+        found[matched] = calibrate(net, score, score, truth, RewardTraining(), matched=matched)
+        assert net.threshold == found[matched]["threshold"] == found[matched]["imagined"]["threshold"]
+    assert -4 < found[-5.5]["threshold"] < 5 and found[-5.5]["imagined"]["j"] == 1
+    assert found[5.5]["threshold"] == 5.5 and found[5.5]["imagined"]["tpr"] == 0.5

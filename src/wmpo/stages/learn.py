@@ -195,6 +195,9 @@ def reward(job: Job) -> None:
         f"(n = {m['n']}, {m['positives']} solved)"
         for name, m in (("real", measured["real"]), ("imagined", measured["imagined"]))
     )
+    if on_policy and measured["threshold"] != on_policy["threshold"]:
+        log.note("the policy succeeds less often in the dream than really; the threshold is that of replays")
+        on_policy = {}
     if on_policy:
         if (target := experiment.reward_training.target) != RewardTraining.target:
             log.note(

@@ -48,13 +48,14 @@ class RewardTraining:
     num_replays: int = 2
     "Imagined replays of each episode, under different noise."
     target: Target = "balanced"
-    """What the threshold is chosen for: J and the success rate together, J, F1, or few false alarms. That of imagined
-    videos is chosen so only where ``on_policy`` is off, or the policy solved all or none."""
+    """What the threshold is chosen for: J and the success rate together, J, F1, or few false alarms. For that of
+    imagined videos see ``on_policy``."""
     max_fpr: float = 0.05
     "Share of false alarms that target fpr allows on held-out episodes."
     on_policy: bool = True
     """The threshold for imagined videos is the one at which the policy to improve succeeds as often in the dream as it
-    really did, from the same starts. Without it ``target`` chooses on held-out replays."""
+    really did, from the same starts, unless that is below the one for held-out replays, which ``target`` chooses.
+    Without it the latter counts alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +195,8 @@ def calibrate(
 
     Imagination is blurred, so the same logit means less there; its threshold stays with the model. In the figures each
     episode is judged at the threshold that the others chose, or at ``matched``: the threshold for imagined videos, if
-    it was found elsewhere (:func:`threshold_of`).
+    it was found elsewhere (:func:`threshold_of`) and is no lower than that of replays. Where it is, the policy that
+    acts in the dream succeeds too rarely there, and calling more of its failures solved would not mend that.
     """
 
     def choose(score: Float[np.ndarray, " n"], truth: Bool[np.ndarray, " n"]) -> float:
@@ -204,7 +206,7 @@ def calibrate(
     for name, score in (("real", real), ("imagined", imagined)):
         threshold = choose(score, truth)
         predicted = np.array([score[i] > _without(i, score, truth, choose, threshold) for i in range(len(truth))])
-        if name == "imagined" and matched is not None:
+        if name == "imagined" and matched is not None and matched >= threshold:
             threshold, predicted = matched, score > matched
         measured[name] = {
             "threshold": threshold, "called": float(predicted.mean()),
