@@ -1,12 +1,14 @@
-# make quickstart | test | setup | check | docs      Only PYTHON (3.11+) is needed beforehand.
+# make quickstart | test | setup | check | docs | extras      Only PYTHON (3.11+) is needed beforehand.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do command -v $$p >/dev/null 2>&1 && \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
+EXTRAS := $(VENV)/extras
+EXTRAS_STAMP := $(EXTRAS)/.installed
 
-.PHONY: setup quickstart test check docs gl
+.PHONY: setup quickstart test check docs extras gl
 
 setup: $(STAMP) gl
 
@@ -23,6 +25,18 @@ check: $(DEV_STAMP)
 docs: $(STAMP)
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q
+
+# What needs transformers, diffusers, peft or Ray, the slow tests too. The adapters are tried on miniatures: nothing is
+# downloaded but the packages. An environment of its own, as mypy reads whatever is installed beside it.
+extras: $(EXTRAS_STAMP) gl
+	$(EXTRAS)/bin/pytest -m 'not gpu' --timeout 300 -rs $(patsubst %,tests/test_%.py,openvla_oft smolvla opensora \
+		videomae vlm_judge paper_scale views plan ray)
+
+$(EXTRAS_STAMP): $(STAMP)
+	$(BIN)/python -m venv $(EXTRAS)
+	$(EXTRAS)/bin/pip install -q --disable-pip-version-check torch==2.13.0
+	$(EXTRAS)/bin/pip install -q --disable-pip-version-check -c constraints.txt -e '.[sim,data,dev,hf,ray]'
+	@touch $@
 
 # PyTorch first and pinned: an unpinned one would pull gigabytes of CUDA on a laptop.
 $(STAMP): pyproject.toml constraints.txt

@@ -1,4 +1,5 @@
-"""Importers against files that each format's own library has just written, and our exports against lerobot's reader.
+"""Importers against files that each format's own library has just written, our exports against lerobot's reader, and
+OpenVLA's vision towers against timm.
 
 ``pytest -m external tests/test_external.py`` in an environment that has the library; CONTRIBUTING.md says how. A
 library that is not there skips its tests.
@@ -20,6 +21,7 @@ from typing import Any
 import foreign
 import numpy as np
 import pytest
+import torch
 from finished_run import finished_run
 from test_lerobot import episode, smooth
 
@@ -29,6 +31,7 @@ from wmpo.data.episode import Episode
 from wmpo.data.importing import Conversion, import_dataset, open_source, write_new
 from wmpo.data.lerobot import read_episodes
 from wmpo.data.source import Keys
+from wmpo.hf import WeightFolder
 
 pytestmark = pytest.mark.external
 
@@ -331,3 +334,44 @@ def test_robomimics_masks_are_splits(robomimic: Path) -> None:
     found = {s: [*open_source(robomimic / "whole.hdf5", Keys(split=s)).episodes] for s in ("train", "valid")}
     assert [len(episodes) for episodes in found.values()] == [2, 1]
     assert sorted(len(e.actions) for episodes in found.values() for e in episodes) == sorted(LENGTHS)
+
+
+# ---- OpenVLA's vision towers by timm
+
+
+def timm_tower(timm: ModuleType, name: str, **sizes: int) -> Any:
+    """As timm defines it, but small and with random weights; the heads are the published ones."""
+    tower = timm.create_model(name, pretrained=False, num_classes=0, img_size=28, **sizes).eval().requires_grad_(False)
+    for parameter in tower.parameters():  # also LayerScale, which timm begins near zero
+        parameter.copy_(0.3 * torch.randn_like(parameter))
+    return tower
+
+
+def test_openvlas_towers_give_the_features_of_timm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the second-to-last block, as Prismatic takes them, from timm's weights under the published names."""
+    timm = pytest.importorskip("timm")
+    pytest.importorskip("transformers", reason="needs the extra hf: pip install 'wmpo[hf]'")
+    miniature = importlib.import_module("openvla_miniature")
+    prismatic = importlib.import_module("wmpo.policy.prismatic")
+    tensors = miniature.published_tensors()
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("vision_backbone.")}
+    dino, siglip = prismatic.NUM_HEADS
+    towers = {
+        prismatic.DINO: timm_tower(timm, dino, embed_dim=32, depth=3),
+        prismatic.SIGLIP: timm_tower(timm, siglip, embed_dim=48, depth=4),
+    }
+    for prefix, tower in towers.items():
+        tensors |= {prefix + n.replace(".gamma", ".scale_factor"): t for n, t in tower.state_dict().items()}
+    assert any(name.endswith("ls2.scale_factor") for name in tensors) and prismatic.DINO + "reg_token" in tensors
+    monkeypatch.setattr(miniature, "published_tensors", lambda: tensors)
+    folder = WeightFolder(miniature.write_checkpoint(tmp_path))
+    net = prismatic.load(folder, folder.json("config.json"), torch.float32)
+    pixels = torch.randn(3, 6, 28, 28)
+    with torch.no_grad():
+        found = net.features(pixels)
+        expected = [
+            tower.get_intermediate_layers(half, n={len(tower.blocks) - 2})[0]
+            for tower, half in zip(towers.values(), pixels.chunk(2, dim=1), strict=True)
+        ]
+    assert expected[0].std() > 0.1 and expected[1].std() > 0.1
+    torch.testing.assert_close(found, torch.cat(expected, dim=2), atol=1e-5, rtol=1e-5)

@@ -116,6 +116,7 @@ def test_settings_of_other_kinds_survive_the_file(weights: Path, made: Callable[
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(60)  # it took 16 s on two busy cores
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_the_whole_job_runs_with_the_networks_of_the_paper(weights: Path, given: Path, tmp_path: Path) -> None:
     job = _run(experiment(weights), given, tmp_path)

@@ -15,7 +15,7 @@ from torch import Tensor
 import wmpo.nn
 from wmpo.division import split
 from wmpo.execution.local import LocalSampler
-from wmpo.execution.parallel import Team, TeamLearner, TeamSampler
+from wmpo.execution.parallel import Team, TeamLearner, TeamSampler, spawned
 from wmpo.policy.codec import ActionCodec
 from wmpo.policy.small import SmallPolicy
 from wmpo.protocols import Learner, Sampler
@@ -156,6 +156,16 @@ def test_unequal_machines_are_refused_on_every_rank(
         arguments = (local_sizes, gpus, f"file://{tmp_path / 'ranks'}", said)
         torch.multiprocessing.start_processes(_uneven, arguments, nprocs=len(gpus), start_method="spawn")
         assert len(said) == len(gpus) and all(message in text for text in said.values()), dict(said)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)  # four processes share two cores
+@pytest.mark.usefixtures("float32")
+def test_four_ranks_in_two_copies_of_two_shards_learn_like_one_process_and_resume() -> None:
+    """The layout across machines. Before the tests with a pair, whose team lasts until the end of this file."""
+    with spawned(4) as team:
+        assert team.check_sizes(2) == (2, 2)
+        learn_and_resume(team, shards=2)
 
 
 @pytest.mark.slow

@@ -15,6 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from wmpo.config import Experiment
 from wmpo.envs.imagined import ImaginedEnv
+from wmpo.execution.backend import ExecutionConfig
+from wmpo.execution.ray_backend import ClusterConfig
 from wmpo.policy.codec import ActionCodec
 from wmpo.policy.openvla_oft import OpenVLAOFTConfig
 from wmpo.policy.small import SmallPolicy, SmallPolicyConfig
@@ -24,8 +26,14 @@ from wmpo.reward.small import SmallReward, SmallRewardConfig
 from wmpo.reward.videomae import VideoMAERewardConfig
 from wmpo.rl.grpo import GRPOConfig, GRPOLearner
 from wmpo.rollout.run import run_episodes
-from wmpo.stages.footprint import dream_footprint, policy_footprint, reward_footprint
-from wmpo.stages.plan import Hardware, describe, imagined_chunk, learned_decision, plan, training_memory
+from wmpo.stages.footprint import (
+    dream_footprint,
+    imagined_chunk,
+    learned_decision,
+    policy_footprint,
+    reward_footprint,
+)
+from wmpo.stages.plan import Hardware, Memory, Plan, Stage, describe, plan, training_memory
 from wmpo.train.fit import FitConfig
 from wmpo.world_model.opensora import OpenSoraWorldModelConfig
 from wmpo.world_model.small import SmallWorldModel, SmallWorldModelConfig
@@ -106,8 +114,7 @@ def test_more_gpus_shorten_what_is_spread_and_divide_the_learner() -> None:
     assert alone.memory.others - together.memory.others == 2 * policy.trained - policy.weight_bytes, (
         "rank 0 has a copy for audits, one process another in bfloat16"
     )
-    hardware = Hardware(gpus=8)
-    assert hardware.seconds(together.operations, 8) == pytest.approx(hardware.seconds(alone.operations, 1) / 8)
+    assert together.seconds(Hardware()) == pytest.approx([seconds / 8 for seconds in alone.seconds(Hardware())])
     assert [stage.name for stage in one.stages] == ["sft", "tokenizer", "world-model", "reward", "clone", "improve"]
     assert [stage.gpus for stage in eight.stages] == [8, 1, 8, 8, 8, 8], "the tokenizer's batch is not divided"
     for before, after in zip(one.stages[:-1], eight.stages[:-1], strict=True):
@@ -116,10 +123,87 @@ def test_more_gpus_shorten_what_is_spread_and_divide_the_learner() -> None:
     small = Hardware(gpus=8, gpu_memory=0.001)
     said = describe(eight, small)
     assert (
-        "improve does not fit into 0.001 GB; what helps: more GPUs with --execution.shards, --policy.improve-lora-rank"
-        in said
+        "improve does not fit into 0.001 GB; what helps: more GPUs with --execution.backend torchrun and "
+        "--execution.shards, --policy.improve-lora-rank" in said
     )
     assert "real episodes of up to 24 steps" in said
+
+
+def planned(gpus: int, dim: int = 16, **execution: Any) -> Plan:
+    policy = SmallPolicyConfig(dim=dim, depth=1, num_heads=2, num_bins=5)
+    wanted = replace(miniature(), policy=policy, execution=ExecutionConfig(**execution))
+    return plan(wanted, Hardware(gpus=gpus))
+
+
+@pytest.mark.parametrize(
+    ("execution", "gpus", "says"),
+    [
+        ({}, [(8, 8), (8, 8)], "local would use one GPU; planned as with --execution.backend processes, which uses 8"),
+        ({"backend": "processes"}, [(8, 8), (8, 8)], "processes trains and imagines on 8"),
+        ({"backend": "processes", "processes": 4}, [(4, 4), (4, 4)], "processes trains and imagines on 4"),
+        ({"backend": "torchrun"}, [(8, 8), (8, 8)], "torchrun trains and imagines on 8"),
+        ({"backend": "ray"}, [(1, 1), (1, 7)], "--execution.cluster.samplers 7 --execution.cluster.gpus-per-sampler 1"),
+        (
+            {"backend": "ray", "cluster": ClusterConfig(samplers=3, gpus_per_sampler=0.5, learner_gpus=1)},
+            [(1, 1), (1, 1.5)],
+            "imagines on 1.5 (--execution.cluster.learner-gpus 1 --execution.cluster.samplers 3",
+        ),
+    ],
+)
+def test_a_plan_uses_the_gpus_that_the_backend_would(
+    execution: dict[str, Any], gpus: list[tuple[int, float]], says: str
+) -> None:
+    found = planned(8, **execution)
+    assert [(stage.gpus, stage.imagining) for stage in (found.stages[0], found.stages[-1])] == gpus
+    assert says in describe(found, Hardware(gpus=8))
+
+
+def test_rays_learner_is_whole_and_only_imagination_is_shared_out() -> None:
+    alone, ray, shared = planned(1, dim=64), planned(8, dim=64, backend="ray"), planned(1, dim=64, backend="ray")
+    assert "local trains and imagines on one GPU" in describe(alone, Hardware())
+    for one, many in zip(alone.stages, ray.stages, strict=True):
+        assert replace(many.memory, others=one.memory.others) == one.memory, "whole, with all activations"
+        assert (many.memory.others > one.memory.others) == (one.name != "tokenizer"), "the driver's networks"
+        divided = 7 if one.name == "improve" else 1
+        hardware = Hardware()
+        learned = replace(one, imagined=0.0, most=0.0).seconds(hardware)
+        beside = [all - own for all, own in zip(one.seconds(hardware), learned, strict=True)]
+        expected = [own + rest / divided for own, rest in zip(learned, beside, strict=True)]
+        assert many.seconds(hardware) == pytest.approx(expected), one.name
+    policy, dream, reward = ray.networks[:3]
+    sampler = policy.weight_bytes + dream.weight_bytes + reward.weight_bytes
+    assert shared.stages[-1].memory.others - ray.stages[-1].memory.others == sampler
+    fuller = planned(8, backend="ray")  # a policy so small that a GPU with the driver's and a sampler's is the fullest
+    policy, dream, reward = fuller.networks[:3]
+    assert fuller.stages[-1].memory.total == 2 * (policy.weight_bytes + dream.weight_bytes + reward.weight_bytes)
+
+
+def test_training_and_imagination_are_timed_by_what_each_reaches() -> None:
+    stage = Stage(name="improve", learned=3e14, imagined=2e14, most=4e14, gpus=2, imagining=4.0, memory=Memory())
+    hardware = Hardware(tflops=100, utilisation=0.5, imagination_utilisation=0.1)
+    assert stage.seconds(hardware) == pytest.approx((3 + 5, 3 + 10))
+    assert [Hardware(utilisation=share).imagining for share in (0.3, 0.02)] == [0.14, 0.02]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "execution", "says"),
+    [
+        (2, {"backend": "ray", "cluster": ClusterConfig(samplers=2, gpus_per_sampler=1)}, "want 3 GPUs, but --gpus is"),
+        (3, {"backend": "ray", "cluster": ClusterConfig(samplers=3, gpus_per_sampler=0.6)}, "want 4 GPUs"),
+        (2, {"backend": "ray", "cluster": ClusterConfig(learner_gpus=2)}, "learner_gpus 2 must be at most 1"),
+        (2, {"backend": "processes", "processes": 4}, "wants 4 GPUs of one machine, but --gpus is 2"),
+        (16, {"backend": "processes"}, "several machines take --execution.backend torchrun"),
+    ],
+)
+def test_a_backend_that_wants_more_than_there_is_is_refused(gpus: int, execution: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        planned(gpus, **execution)
+
+
+def test_recomputed_activations_are_counted_in_cloning_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = planned(1).stages[0].learned
+    monkeypatch.setattr("wmpo.stages.plan.learned_decision", lambda experiment, policy: 2 * policy.training)
+    assert planned(1).stages[0].learned == 2 * found
 
 
 def test_activations_are_those_of_one_forward_pass() -> None:
@@ -129,7 +213,14 @@ def test_activations_are_those_of_one_forward_pass() -> None:
         assert memory.activations == rows * net.saved_bytes, (gpus, micro_batch)
 
 
-@pytest.mark.parametrize(("hardware", "says"), [({"gpus": 0}, "--gpus 0"), ({"utilisation": 2.0}, "--utilisation 2.0")])
+@pytest.mark.parametrize(
+    ("hardware", "says"),
+    [
+        ({"gpus": 0}, "--gpus 0"),
+        ({"utilisation": 2.0}, "--utilisation 2.0"),
+        ({"imagination_utilisation": 0.0}, "--imagination-utilisation 0.0"),
+    ],
+)
 def test_impossible_hardware_is_refused_in_words(hardware: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         Hardware(**hardware).validate()

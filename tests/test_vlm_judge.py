@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from wmpo.data.importing import read_labels, write_labels
 from wmpo.data.lerobot import append_episodes
 from wmpo.protocols import RewardModel
+from wmpo.reward import vlm_judge
 from wmpo.reward.detector import Detector, score_video
 from wmpo.reward.vlm_judge import VLMJudge, VLMJudgeConfig
 from wmpo.train.reward import LabelledVideo, RewardTraining, calibrate, peaks
@@ -116,24 +118,85 @@ def test_the_script_of_the_docs_labels_a_dataset(folder: Path, tmp_path: Path, m
 def test_what_is_missing_or_foreign_is_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"3 frames.*built for 2"):
         config(folder).build()(clips(1, 3), TOLD)
-    with pytest.raises(ValueError, match="window 0"):
-        config(folder, window=0).build()
-    with pytest.raises(ValueError, match=r"must hold \{instruction\}"):
-        config(folder, question="done?").build()
-    with pytest.raises(ValueError, match="is not a folder"):
-        config(tmp_path / "nowhere").build()
-    with pytest.raises(ValueError, match="has no chat template"):
-        config(write_model(tmp_path / "plain", template="")).build()
+    refused(config(folder, window=0), "window 0")
+    refused(config(folder, question="done?"), r"must hold \{instruction\}")
+    refused(config(folder, dtype="int8"), "'int8' must be one of float32, bfloat16")
+    refused(config(tmp_path / "nowhere"), "is not a folder")
+    refused(config(write_model(tmp_path / "plain", template="")), "has no chat template")
     mute = [{"no": "never"}.get(word, word) for word in WORDS]
-    with pytest.raises(ValueError, match="no token for 'no'"):
-        config(write_model(tmp_path / "mute", words=mute)).build()
+    refused(config(write_model(tmp_path / "mute", words=mute)), "no token for 'no'")
+
+
+def refused(wanted: VLMJudgeConfig, message: str) -> None:
+    """When it is built, and before anything is played."""
+    for attempt in (wanted.check_weights, wanted.build):
+        with pytest.raises(ValueError, match=message):
+            attempt()
+
+
+@pytest.mark.parametrize("name", ["preprocessor_config.json", "tokenizer.json", "config.json"])
+def test_a_missing_file_is_found_before_anything_is_played(tmp_path: Path, name: str) -> None:
+    folder = write_model(tmp_path / "model")
+    (folder / name).unlink()
+    refused(config(folder), "is not a vision-language model that transformers can read")
+
+
+def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model")
+    change_config(folder, model_type="llama")
+    refused(config(folder), "a llama does not answer questions about pictures")
+
+
+DOWN, SEEN = "model.layers.1.mlp.down_proj.weight", "visual.blocks.0.attn.proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({DOWN: None}, r"incomplete.*: 1 tensors differ \(model.language_model.layers.1.mlp.down_proj.weight: missing"),
+        ({SEEN: torch.zeros(3, 32)}, r"1 tensors differ \(model.visual.\S+: expected \(32, 32\), found \(3, 32\)"),
+        ({DOWN: None, SEEN: None}, r"2 tensors differ \(model.language\S+: missing; model.visual\S+: missing"),
+    ],
+    ids=["missing", "other shape", "two"],
+)
+def test_no_tensor_begins_at_random(tmp_path: Path, changes: dict[str, Tensor | None], message: str) -> None:
+    folder = write_model(tmp_path / "model")
+    change_tensors(folder, changes)
+    refused(config(folder), message)
+
+
+def test_tied_weights_are_not_missing_but_what_they_are_tied_to_is(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model", tied=True)
+    assert "lm_head.weight" not in load_file(folder / "model.safetensors")
+    config(folder).check_weights()
+    net = config(folder).build().net
+    assert net.lm_head.weight is net.model.language_model.embed_tokens.weight
+    change_tensors(folder, {"model.embed_tokens.weight": None})
+    refused(config(folder), r"embed_tokens.weight: missing")
+
+
+def test_the_check_takes_no_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nets = []
+    read = vlm_judge.read_net
+    monkeypatch.setattr(vlm_judge, "read_net", lambda *args, **named: nets.append(read(*args, **named)))
+    config(folder).check_weights()
+    assert {parameter.device.type for parameter in nets[0].parameters()} == {"meta"}
+
+
+def change_tensors(folder: Path, changes: dict[str, Tensor | None]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    assert changes.keys() <= tensors.keys()
+    kept = {name: tensor for name, tensor in (tensors | changes).items() if tensor is not None}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def change_config(folder: Path, **changes: object) -> None:
+    content = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(content))
 
 
 def test_foreign_code_is_never_run(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "remote")
-    content = json.loads((folder / "config.json").read_text())
-    content |= {"model_type": "strange", "auto_map": {"AutoConfig": "evil.Config"}}
-    (folder / "config.json").write_text(json.dumps(content))
+    change_config(folder, model_type="strange", auto_map={"AutoConfig": "evil.Config"})
     (folder / "evil.py").write_text("raise SystemExit('ran')")
-    with pytest.raises(ValueError, match="is not a vision-language model that transformers can read"):
-        config(folder).build()
+    refused(config(folder), "is not a vision-language model that transformers can read")

@@ -18,7 +18,7 @@ TEMPLATE = (
 )
 
 
-def write_model(folder: Path, template: str = TEMPLATE, words: list[str] = WORDS) -> Path:
+def write_model(folder: Path, template: str = TEMPLATE, words: list[str] = WORDS, *, tied: bool = False) -> Path:
     """As ``save_pretrained`` writes it; pictures become SIZE pixels wide, four tokens each."""
     torch.manual_seed(0)
     place = WORDS.index
@@ -34,7 +34,7 @@ def write_model(folder: Path, template: str = TEMPLATE, words: list[str] = WORDS
             "patch_size": PATCH, "spatial_merge_size": MERGE, "window_size": SIZE, "fullatt_block_indexes": [1],
             "initializer_range": 0.4,
         },
-        image_token_id=place("<|image_pad|>"), video_token_id=place("<|video_pad|>"),
+        tie_word_embeddings=tied, image_token_id=place("<|image_pad|>"), video_token_id=place("<|video_pad|>"),
         vision_start_token_id=place("<|vision_start|>"), vision_end_token_id=place("<|vision_end|>"),
         initializer_range=0.4,
     )  # fmt: skip

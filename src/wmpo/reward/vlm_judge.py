@@ -47,15 +47,22 @@ class VLMJudgeConfig:
     dtype: str = "bfloat16"
     "Type of the weights: bfloat16 or float32."
 
-    def check_weights(self) -> None:
-        """Raises ValueError, naming value and fix, before anything is played, when it cannot be built so."""
+    def validate(self) -> None:
+        """Raises ValueError, naming flag and value."""
         if self.window < 1 or self.batch_size < 1:
             raise ValueError(f"reward.window {self.window} and batch_size {self.batch_size} must be at least 1")
         if "{instruction}" not in self.question:
             raise ValueError(f"reward.question {self.question!r} must hold {{instruction}}, or every task is the same")
         if self.dtype not in DTYPES:
             raise ValueError(f"reward.dtype {self.dtype!r} must be one of {', '.join(DTYPES)}")
-        WeightFolder(self.folder)
+
+    def check_weights(self) -> None:
+        """Raises ValueError, naming value and fix, before anything is played, when it cannot be built so. Of the
+        weights names and shapes count, and none stay in memory."""
+        self.validate()
+        folder = WeightFolder(self.folder)
+        Speech.read(folder.path)
+        read_net(folder.path, DTYPES[self.dtype], shapes_only=True)
 
     def restore(self, about: dict[str, Any]) -> VLMJudge:
         """The judge of the same task with the same threshold."""
@@ -66,30 +73,64 @@ class VLMJudgeConfig:
     def build(self, instruction: str = "") -> VLMJudge:
         """The judge of one task, whatever clips are called; without it each is judged by its own sentence. Raises
         ValueError that names what is missing or foreign."""
-        self.check_weights()
+        self.validate()
         folder = WeightFolder(self.folder)
-        processor = read_processor(folder.path)
-        template = processor.chat_template or processor.tokenizer.chat_template
-        if not template:
-            raise ValueError(f"{folder.path} has no chat template; name a model that was tuned to follow instructions")
-        answers = [answer_ids(processor.tokenizer, word, folder.path) for word in ("yes", "no")]
-        if not set(answers[0]).isdisjoint(answers[1]):
-            raise ValueError(f"the tokenizer in {folder.path} cannot tell yes from no")
-        with libraries(), readable(folder.path):
-            from transformers import AutoModelForImageTextToText
-
-            net = AutoModelForImageTextToText.from_pretrained(
-                folder.path, local_files_only=True, trust_remote_code=False, use_safetensors=True,
-                dtype=DTYPES[self.dtype],
-            )  # fmt: skip
+        speech = Speech.read(folder.path)
+        net = read_net(folder.path, DTYPES[self.dtype])
         content = [{"type": "image"}] * self.window
 
         def prompt(told: str) -> str:
             text = {"type": "text", "text": self.question.format(instruction=instruction or told)}
             asked = [{"role": "user", "content": [*content, text]}]
-            return str(processor.apply_chat_template(asked, chat_template=template, add_generation_prompt=True))
+            return speech.prompt(asked)
 
-        return VLMJudge(self, net, processor, prompt, answers, instruction).to(best_device()).eval()
+        return VLMJudge(self, net, speech, prompt, instruction).to(best_device()).eval()
+
+
+@dataclass(frozen=True, slots=True)
+class Speech:
+    """How a model is asked, and where its answer stands."""
+
+    processor: Any
+    template: str
+    answers: tuple[list[int], list[int]]
+    "Tokens with which a yes and a no may begin."
+
+    @classmethod
+    def read(cls, path: Path) -> Speech:
+        """Of the folder. Raises ValueError that names what is missing or foreign."""
+        processor = read_processor(path)
+        template = processor.chat_template or processor.tokenizer.chat_template
+        if not template:
+            raise ValueError(f"{path} has no chat template; name a model that was tuned to follow instructions")
+        yes, no = (answer_ids(processor.tokenizer, word, path) for word in ("yes", "no"))
+        if not set(yes).isdisjoint(no):
+            raise ValueError(f"the tokenizer in {path} cannot tell yes from no")
+        return cls(processor, template, (yes, no))
+
+    def prompt(self, asked: list[dict[str, Any]]) -> str:
+        """The text that the model reads."""
+        return str(self.processor.apply_chat_template(asked, chat_template=self.template, add_generation_prompt=True))
+
+
+def read_net(path: Path, dtype: torch.dtype, *, shapes_only: bool = False) -> Any:
+    """The network with the folder's weights, or their shapes. ``transformers`` itself would begin tensors that a file
+    lacks at random: here a ValueError names the first of them."""
+    with libraries(), readable(path):
+        from transformers import AutoModelForImageTextToText
+
+        net, found = AutoModelForImageTextToText.from_pretrained(
+            path, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=dtype,
+            device_map="meta" if shapes_only else None, output_loading_info=True, ignore_mismatched_sizes=True,
+        )  # fmt: skip
+    wrong = [f"{name}: missing" for name in sorted(found["missing_keys"])]  # tied ones are not among them
+    wrong += [f"{n}: expected {tuple(own)}, found {tuple(seen)}" for n, seen, own in sorted(found["mismatched_keys"])]
+    if wrong:
+        raise ValueError(
+            f"{path} is incomplete or belongs to another architecture: {len(wrong)} tensors differ "
+            f"({'; '.join(wrong[:3])}); download it again, config.json too"
+        )
+    return net
 
 
 @contextmanager
@@ -98,17 +139,22 @@ def readable(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{path} is not a vision-language model that transformers can read: {first}") from error
+        said = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ValueError(
+            f"{path} is not a vision-language model that transformers can read; are all its files there, those of the "
+            f"tokenizer and the preprocessor too? {said}"
+        ) from error
 
 
 def read_processor(path: Path) -> Any:
     """Of the folder. Many are for videos too, a part that needs torchvision: then the same without that part."""
     with libraries(), readable(path):
-        from transformers import AutoConfig, AutoProcessor
+        from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig, AutoProcessor
         from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+            raise ValueError(f"a {config.model_type} does not answer questions about pictures")
         kind = PROCESSOR_MAPPING.get(type(config), None)
         if kind is None:
             raise ValueError(f"no processor is known for a model of type {config.model_type}")
@@ -146,15 +192,14 @@ class VLMJudge(nn.Module):
         self,
         config: VLMJudgeConfig,
         net: Any,
-        processor: Any,
+        speech: Speech,
         prompt: Callable[[str], str],
-        answers: list[list[int]],
         instruction: str,
     ) -> None:
         super().__init__()
         self.config, self.window, self.threshold = config, config.window, config.threshold
         self.net, self.prompt, self.instruction = net, prompt, instruction
-        self._processor, self._answers = processor, answers
+        self._speech = speech
 
     def about(self) -> dict[str, Any]:
         """What ``restore`` needs, as JSON."""
@@ -175,8 +220,8 @@ class VLMJudge(nn.Module):
     def _judge(self, clips: UInt8[Tensor, "M W h w 3"], prompt: str) -> Float[Tensor, " M"]:
         """Of one task, so that all rows are equally long and nothing is padded."""
         pictures = [[Image.fromarray(frame) for frame in clip] for clip in clips.cpu().numpy()]
-        seen = self._processor(text=[prompt] * len(clips), images=pictures, return_tensors="pt")
+        seen = self._speech.processor(text=[prompt] * len(clips), images=pictures, return_tensors="pt")
         seen = seen.to(self.net.device, self.net.dtype)
         last = self.net(**seen).logits[:, -1].float().cpu()
-        yes, no = (last[:, ids].logsumexp(dim=1) for ids in self._answers)
+        yes, no = (last[:, ids].logsumexp(dim=1) for ids in self._speech.answers)
         return yes - no

@@ -243,3 +243,16 @@ def tokenizer_footprint(experiment: Experiment) -> Footprint:
     size = experiment.env.image_size
     images = torch.zeros(1, 3, size, size * len(experiment.env.views))
     return measure("tokenizer", net, lambda model: model.images(model.latents(images)))  # type: ignore[operator]
+
+
+def imagined_chunk(experiment: Experiment, policy: Footprint, dream: DreamFootprint, reward: Footprint) -> int:
+    """Operations of one chunk of one imagined episode: decide, imagine, judge every frame."""
+    frames = experiment.policy.chunk_size // experiment.world_model.frame_stride
+    return policy.forward + dream.imagine + frames * reward.forward
+
+
+def learned_decision(experiment: Experiment, policy: Footprint) -> int:
+    """Operations of one decision's gradient; recomputed activations cost another forward pass."""
+    config = experiment.policy
+    again = isinstance(config, OpenVLAOFTConfig) and config.gradient_checkpointing
+    return policy.training + again * policy.forward

@@ -16,7 +16,8 @@ from wmpo.stages.plan import Hardware, plan, remedy
 def check_memory(experiment: Experiment, stages: Collection[str]) -> None:
     """Raises ValueError, naming stage, need and flags, when a stage's weights, gradients and moments alone exceed what
     is free of this process's GPU. Activations are counted too high (attention is taken as kept whole), so with them it
-    is only told. Networks that cannot be counted are not looked at, nor are Ray's machines.
+    is only told. Networks that cannot be counted are not looked at, nor are Ray's actors: which GPU each will get, and
+    what is free there, is not known to this process.
     """
     if not torch.cuda.is_available() or experiment.execution.backend == "ray":
         return

@@ -3,6 +3,11 @@
 Counted from the recipe's settings and its networks (:mod:`wmpo.stages.footprint`), not measured: every imagined episode
 lasts to its time limit and dynamic sampling finds its groups at once, so that "at most" is its cap. Checks on held-out
 episodes, replays, calibration, audits, evaluation and the simulator are not in it.
+
+Training and imagination reach different parts of a GPU's peak. The defaults are those of one H200 of 989 TFLOP/s:
+OpenVLA-7B reached 0.32 in cloning and 0.37 in GRPO (benchmarks/results/learner_full.json), STDiT3-XL/2 in 30 Euler
+steps with all frames decoded 0.139 (benchmarks/results/imagination/full.json; 0.12 to 0.13 in fewer steps). Both were
+measured before trained weights became float32 and the world model's attention left it; its training never was.
 """
 
 from __future__ import annotations
@@ -12,12 +17,16 @@ from pathlib import Path
 
 from wmpo.config import Experiment
 from wmpo.division import cut
+from wmpo.execution.backend import ExecutionConfig
+from wmpo.execution.ray_backend import ClusterConfig
 from wmpo.policy.openvla_oft import OpenVLAOFTConfig
 from wmpo.report.run import RunFolder
 from wmpo.stages.footprint import (
     DreamFootprint,
     Footprint,
     dream_footprint,
+    imagined_chunk,
+    learned_decision,
     policy_footprint,
     reward_footprint,
     tokenizer_footprint,
@@ -38,7 +47,9 @@ class Hardware:
     tflops: float = 989.0
     "Peak of a GPU in 10^12 operations a second, in the precision that is used; the default is an H100's in bfloat16."
     utilisation: float = 0.3
-    "Part of the peak that is reached; small networks reach far less."
+    "Part of the peak that training reaches; small networks reach far less."
+    imagination_utilisation: float | None = None
+    "Part of the peak that imagination reaches; None: the measured 0.14, or --utilisation where that is less."
     gpu_memory: float = 80.0
     "Memory of a GPU in GB (10^9 bytes)."
 
@@ -46,14 +57,82 @@ class Hardware:
         """Raises ValueError, naming flag and value."""
         if self.gpus < 1 or self.gpus_per_machine < 1:
             raise ValueError(f"--gpus {self.gpus} and --gpus-per-machine {self.gpus_per_machine} must be at least 1")
-        if self.tflops <= 0 or self.gpu_memory <= 0 or not 0 < self.utilisation <= 1:
+        if self.tflops <= 0 or self.gpu_memory <= 0:
+            raise ValueError(f"--tflops {self.tflops} and --gpu-memory {self.gpu_memory} must be above 0")
+        if not (0 < self.utilisation <= 1 and 0 < self.imagining <= 1):
             raise ValueError(
-                f"--tflops {self.tflops} and --gpu-memory {self.gpu_memory} must be above 0, --utilisation "
-                f"{self.utilisation} above 0 and at most 1"
+                f"--utilisation {self.utilisation} and --imagination-utilisation {self.imagining} must be above 0 and "
+                "at most 1"
             )
 
-    def seconds(self, operations: float, gpus: int) -> float:
-        return operations / (gpus * self.tflops * 1e12 * self.utilisation)
+    @property
+    def imagining(self) -> float:
+        """Part of the peak that imagination reaches."""
+        given = self.imagination_utilisation
+        return min(0.14, self.utilisation) if given is None else given
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Use:
+    """What a backend makes of the GPUs."""
+
+    learning: int = 1
+    "GPUs that train."
+    shards: int = 1
+    "Of these, over which weights, gradients and optimiser are divided."
+    imagining: float = 1.0
+    "GPUs that imagine, each a whole share of the episodes."
+    driver: bool = False
+    "Ray's actor trains, so the driver has networks of its own, maybe on the same GPU."
+    beside: int = 0
+    "Ray's samplers that may be on the learner's GPU."
+    packed: int = 0
+    "Ray's samplers that may be on another one."
+    said: str = ""
+    "In a line, with the flags."
+
+
+def use_of(execution: ExecutionConfig, hardware: Hardware) -> Use:
+    """``local`` uses one GPU; where several are given, the plan is that of a backend which uses them. Raises ValueError
+    when the backend wants more than there are."""
+    backend, gpus = execution.backend, hardware.gpus
+    if backend == "ray":
+        return _ray(execution.cluster, gpus)
+    if backend == "local" and gpus == 1:
+        return Use(said="local trains and imagines on one GPU")
+    if backend == "processes":
+        gpus = execution.processes or gpus
+        if gpus > min(hardware.gpus, hardware.gpus_per_machine):
+            raise ValueError(
+                f"--execution.backend processes wants {gpus} GPUs of one machine, but --gpus is {hardware.gpus} and "
+                f"--gpus-per-machine {hardware.gpus_per_machine}; several machines take --execution.backend torchrun"
+            )
+    said = f"{backend} trains and imagines on {gpus}"
+    if backend == "local":
+        fitting = "processes" if gpus <= hardware.gpus_per_machine else "torchrun"
+        said = f"local would use one GPU; planned as with --execution.backend {fitting}, which uses {gpus}"
+    shards = min(execution.shards or hardware.gpus_per_machine, gpus)
+    return Use(learning=gpus, shards=shards, imagining=gpus, said=said)
+
+
+def _ray(cluster: ClusterConfig, gpus: int) -> Use:
+    """The learner is one process on one GPU. Where samplers are given none, each GPU beside the learner's has one."""
+    cluster.validate()
+    samplers, each, learner = cluster.samplers, cluster.gpus_per_sampler, cluster.learner_gpus or 1.0
+    if not each:
+        samplers, each, learner = (gpus - 1, 1.0, 1.0) if gpus > 1 else (1, 0.5, 0.5)
+    packed = min(max(int(1 / each + 1e-9), 1), samplers)
+    beside = min(int((1 - learner) / each + 1e-9), samplers)
+    wanted = 1 + -(-(samplers - beside) // packed) * max(int(each), 1)
+    if wanted > gpus:
+        raise ValueError(
+            f"{samplers} samplers with --execution.cluster.gpus-per-sampler {each:g} and a learner want {wanted} GPUs, "
+            f"but --gpus is {gpus}; raise it, or lower --execution.cluster.samplers"
+        )
+    flags = f"learner-gpus {learner:g}", f"samplers {samplers}", f"gpus-per-sampler {each:g}"
+    said = " ".join(f"--execution.cluster.{flag}" for flag in flags)
+    said = f"ray trains on one GPU and imagines on {samplers / packed:g} ({said})"
+    return Use(imagining=samplers / packed, driver=True, beside=beside, packed=packed, said=said)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,17 +156,35 @@ class Stage:
     """Of a whole run: all rounds together."""
 
     name: str
-    operations: float
-    most: float
-    "Operations when dynamic sampling needs all its rounds."
+    learned: float
+    "Operations of training."
+    imagined: float = 0.0
+    "Operations without gradients: imagined chunks with decisions and verdicts, imagined contexts of training clips."
+    most: float = 0.0
+    "The same when dynamic sampling needs all its rounds."
     gpus: int
+    "That train."
+    imagining: float
+    "GPUs that imagine."
     memory: Memory
+
+    @property
+    def operations(self) -> float:
+        return self.learned + self.imagined
+
+    def seconds(self, hardware: Hardware) -> tuple[float, float]:
+        """Expected, and at most: one GPU's time to train and to imagine, one after the other."""
+        learned = self.learned / (self.gpus * hardware.utilisation)
+        each = (done / (self.imagining * hardware.imagining) for done in (self.imagined, self.most))
+        expected, most = ((learned + imagined) / (hardware.tflops * 1e12) for imagined in each)
+        return expected, most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     networks: tuple[Footprint, ...]
     stages: tuple[Stage, ...]
+    use: Use
     real_episodes: int
     real_steps: int
 
@@ -101,23 +198,25 @@ def plan(experiment: Experiment, hardware: Hardware) -> Plan:
     dream, settled = dream_footprint(experiment, action_dim), policy
     if isinstance(experiment.policy, OpenVLAOFTConfig):
         settled = policy_footprint(replace(experiment, policy=experiment.policy.settled()), action_dim)
-    rounds = experiment.num_rounds
-    networks, stages = [policy, dream.net, reward], [_fit("sft", experiment, hardware, policy, experiment.sft.fit)]
+    rounds, use = experiment.num_rounds, use_of(experiment.execution, hardware)
+    cloned = learned_decision(experiment, policy)
+    networks, stages = [policy, dream.net, reward], [_fit("sft", use, policy, experiment.sft.fit, cloned)]
     dreamer = experiment.world_model
     if isinstance(dreamer, SmallWorldModelConfig) and dreamer.pretrained == "none":
         networks.append(tokenizer_footprint(experiment))
-        alone = replace(hardware, gpus=1)  # batch normalisation is not divided
-        stages.append(_fit("tokenizer", experiment, alone, networks[-1], experiment.tokenizer_training.fit))
+        alone, fit = Use(), experiment.tokenizer_training.fit  # batch normalisation is not divided
+        stages.append(_fit("tokenizer", alone, networks[-1], fit, networks[-1].training))
     stages += [
-        _world_model(experiment, hardware, dream),
-        _fit("reward", experiment, hardware, reward, experiment.reward_training.fit, rounds),
+        _world_model(experiment, use, dream),
+        _fit("reward", use, reward, experiment.reward_training.fit, rounds * reward.training),
     ]
     if experiment.clone.enabled:
-        stages.append(_fit("clone", experiment, hardware, settled, experiment.clone.sft.fit, rounds))
-    stages.append(_improve(experiment, hardware, settled, dream, reward))
+        cloned = rounds * learned_decision(experiment, settled)
+        stages.append(_fit("clone", use, settled, experiment.clone.sft.fit, cloned))
+    stages.append(_improve(experiment, use, settled, dream, reward))
     episodes = _real_episodes(experiment)
     steps = episodes * experiment.max_chunks * experiment.policy.chunk_size
-    return Plan(networks=tuple(networks), stages=tuple(stages), real_episodes=episodes, real_steps=steps)
+    return Plan(networks=tuple(networks), stages=tuple(stages), use=use, real_episodes=episodes, real_steps=steps)
 
 
 def _real_episodes(experiment: Experiment) -> int:
@@ -128,17 +227,17 @@ def _real_episodes(experiment: Experiment) -> int:
     return demos + experiment.collect.num_episodes + audits + 2 * trials
 
 
-def _fit(
-    name: str, experiment: Experiment, hardware: Hardware, net: Footprint, config: FitConfig, times: int = 1
-) -> Stage:
-    done = float(times * config.num_steps * config.batch_size * net.training)
-    memory = training_memory(net, config, hardware.gpus, _shards(experiment, hardware))
-    return Stage(name=name, operations=done, most=done, gpus=hardware.gpus, memory=memory)
+def _fit(name: str, use: Use, net: Footprint, config: FitConfig, each: int) -> Stage:
+    """``each``: operations of one sample, of all rounds."""
+    done = float(config.num_steps * config.batch_size * each)
+    memory = _fit_memory(use, net, config)
+    return Stage(name=name, learned=done, gpus=use.learning, imagining=use.learning, memory=memory)
 
 
-def _shards(experiment: Experiment, hardware: Hardware) -> int:
-    """GPUs over which weights, gradients and optimiser are divided."""
-    return min(experiment.execution.shards or hardware.gpus_per_machine, hardware.gpus)
+def _fit_memory(use: Use, net: Footprint, config: FitConfig, beside: int = 0) -> Memory:
+    """``beside``: bytes of frozen networks, which go wherever ``net`` is."""
+    driver = net.weight_bytes + beside if use.driver else 0
+    return training_memory(net, config, use.learning, use.shards, beside + driver)
 
 
 def training_memory(net: Footprint, config: FitConfig, gpus: int = 1, shards: int = 1, beside: int = 0) -> Memory:
@@ -162,63 +261,68 @@ def _trained(net: Footprint, gpus: int, shards: int, rows: int, others: int) -> 
     )
 
 
-def _world_model(experiment: Experiment, hardware: Hardware, dream: DreamFootprint) -> Stage:
+def _world_model(experiment: Experiment, use: Use, dream: DreamFootprint) -> Stage:
     """Steps of later rounds are fewer; contexts are imagined for half of ``max_unroll`` frames on average."""
     config = experiment.world_model_training
     later = config.refreshed()
-    done = 0.0
+    learned, imagined = 0.0, 0.0
     for each, times in ((config, 1), (later, experiment.num_rounds - 1)):
-        unrolled = (1 - each.unroll_from) * each.max_unroll / 2 * dream.frame
-        done += times * each.fit.num_steps * each.fit.batch_size * (dream.net.training + unrolled)
-    shards = _shards(experiment, hardware)
-    memory = training_memory(dream.net, config.fit, hardware.gpus, shards, dream.extra_bytes)
-    return Stage(name="world-model", operations=done, most=done, gpus=hardware.gpus, memory=memory)
-
-
-def _improve(
-    experiment: Experiment, hardware: Hardware, policy: Footprint, dream: DreamFootprint, reward: Footprint
-) -> Stage:
-    """Every GPU imagines and learns: it holds its part of the learner, and all networks that imagination needs."""
-    config, chunks = experiment.improve, experiment.max_chunks
-    episodes = config.groups.num_groups * config.groups.group_size
-    iterations = (experiment.num_rounds - 1) * config.early.num_iterations + config.num_iterations
-    imagined = chunks * imagined_chunk(experiment, policy, dream, reward)
-    learned = chunks * config.grpo.num_epochs * learned_decision(experiment, policy)
-    caps = config.groups.max_rounds if config.groups.dynamic_sampling else 1
-    shards = _shards(experiment, hardware)
-    copies = policy.full_bytes  # what is published
-    if hardware.gpus > 1:
-        copies = 2 * policy.weight_bytes  # the same in the samplers' type and, beside a sharded learner, rank 0's own
-    networks = copies + dream.net.weight_bytes + dream.extra_bytes + reward.weight_bytes
-    minibatch = -(-episodes * chunks // (config.grpo.num_minibatches * hardware.gpus))
-    memory = _trained(policy, hardware.gpus, shards, min(config.grpo.micro_batch, minibatch), networks)
+        samples = times * each.fit.num_steps * each.fit.batch_size
+        learned += samples * dream.net.training
+        imagined += samples * (1 - each.unroll_from) * each.max_unroll / 2 * dream.frame
+    memory = _fit_memory(use, dream.net, config.fit, dream.extra_bytes)
     return Stage(
-        name="improve",
-        operations=float(iterations * episodes * (imagined + learned)),
-        most=float(iterations * episodes * (caps * imagined + learned)),
-        gpus=hardware.gpus,
+        name="world-model",
+        learned=learned,
+        imagined=imagined,
+        most=imagined,
+        gpus=use.learning,
+        imagining=use.learning,
         memory=memory,
     )
 
 
-def imagined_chunk(experiment: Experiment, policy: Footprint, dream: DreamFootprint, reward: Footprint) -> int:
-    """Operations of one chunk of one imagined episode: decide, imagine, judge every frame."""
-    frames = experiment.policy.chunk_size // experiment.world_model.frame_stride
-    return policy.forward + dream.imagine + frames * reward.forward
+def _improve(experiment: Experiment, use: Use, policy: Footprint, dream: DreamFootprint, reward: Footprint) -> Stage:
+    config, chunks = experiment.improve, experiment.max_chunks
+    episodes = config.groups.num_groups * config.groups.group_size
+    iterations = (experiment.num_rounds - 1) * config.early.num_iterations + config.num_iterations
+    imagined = float(iterations * episodes * chunks * imagined_chunk(experiment, policy, dream, reward))
+    learned = iterations * episodes * chunks * config.grpo.num_epochs * learned_decision(experiment, policy)
+    caps = config.groups.max_rounds if config.groups.dynamic_sampling else 1
+    minibatch = -(-episodes * chunks // (config.grpo.num_minibatches * use.learning))
+    return Stage(
+        name="improve",
+        learned=float(learned),
+        imagined=imagined,
+        most=caps * imagined,
+        gpus=use.learning,
+        imagining=use.imagining,
+        memory=_improve_memory(use, min(config.grpo.micro_batch, minibatch), policy, dream, reward),
+    )
 
 
-def learned_decision(experiment: Experiment, policy: Footprint) -> int:
-    """Operations of one decision's gradient; recomputed activations cost another forward pass."""
-    config = experiment.policy
-    again = isinstance(config, OpenVLAOFTConfig) and config.gradient_checkpointing
-    return policy.training + again * policy.forward
+def _improve_memory(use: Use, rows: int, policy: Footprint, dream: DreamFootprint, reward: Footprint) -> Memory:
+    """GPUs that imagine and learn hold their part of the learner and all networks that imagination needs. Under Ray
+    these are the samplers', and the driver's, which may be on the learner's GPU or on a sampler's."""
+    networks = dream.net.weight_bytes + dream.extra_bytes + reward.weight_bytes
+    others = policy.full_bytes + networks  # what is published
+    if use.learning > 1:
+        others = 2 * policy.weight_bytes + networks  # the same in the samplers' type and, of shards, rank 0's own
+    if use.driver:
+        others = policy.full_bytes + (1 + use.beside) * (policy.weight_bytes + networks)
+    learner = _trained(policy, use.learning, use.shards, rows, others)
+    sampler = Memory(others=(1 + use.packed) * (policy.weight_bytes + networks) if use.driver else 0)
+    return max(learner, sampler, key=lambda memory: memory.total)
 
 
 def describe(found: Plan, hardware: Hardware) -> str:
     """Tables for a terminal."""
     given = f"{hardware.gpus} x {hardware.gpu_memory:g} GB, {hardware.tflops:g} TFLOP/s"
+    reached = f"{100 * hardware.utilisation:g} % in training, {100 * hardware.imagining:g} % in imagination"
     lines = [
-        f"GPUs: {given} at {100 * hardware.utilisation:g} %; operations and activations of a network: of one sample",
+        f"GPUs: {given}, {reached}",
+        f"backend: {found.use.said}",
+        "operations and activations of a network: of one sample",
         "",
         _row("network", "parameters", "trained", "weights", "forward", "backward", "activations"),
     ]
@@ -230,11 +334,12 @@ def describe(found: Plan, hardware: Hardware) -> str:
     lines += ["", _row("stage", *titles)]
     total = [0.0, 0.0]
     for stage in found.stages:
-        seconds = [hardware.seconds(done, stage.gpus) for done in (stage.operations, stage.most)]
+        seconds = stage.seconds(hardware)
         total = [a + b for a, b in zip(total, seconds, strict=True)]
         memory = stage.memory
         parts = (memory.weights, memory.gradients, memory.optimizer, memory.activations, memory.others, memory.total)
-        cells = _short(stage.operations), str(stage.gpus), *map(_size, parts), *map(_duration, seconds)
+        gpus = f"{stage.gpus}" if stage.imagining == stage.gpus else f"{stage.gpus} + {stage.imagining:g}"
+        cells = _short(stage.operations), gpus, *map(_size, parts), *map(_duration, seconds)
         lines.append(_row(stage.name, *cells))
     lines.append(_row("together", *[""] * 8, *map(_duration, total)))
     longest = found.real_steps // max(found.real_episodes, 1)
@@ -257,13 +362,13 @@ def _warnings(found: Plan, hardware: Hardware) -> list[str]:
 
 def remedy(stage: str) -> str:
     """Flags that make a stage take less memory."""
-    return _REMEDIES.get(stage, "its fit.micro-batch, or more GPUs")
+    return _REMEDIES.get(stage, "its fit.micro-batch, or more GPUs with --execution.backend torchrun")
 
 
 _REMEDIES = {
     "tokenizer": "a smaller batch (--tokenizer-training.fit.batch-size)",
-    "improve": "more GPUs with --execution.shards, --policy.improve-lora-rank, --improve.grpo.micro-batch or "
-    "--policy.gradient-checkpointing",
+    "improve": "more GPUs with --execution.backend torchrun and --execution.shards, --policy.improve-lora-rank, "
+    "--improve.grpo.micro-batch or --policy.gradient-checkpointing",
 }
 
 
