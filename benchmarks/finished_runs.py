@@ -38,9 +38,9 @@ def named(run: Path) -> str:
 def origin(run: Path) -> dict[str, str]:
     """How a measurement comes about: what to type to make it again, wherever the folder lies, the code that measures
     and that of the run, and the processor."""
-    again = f"python benchmarks/{Path(sys.argv[0]).name} runs/{named(run)}"
+    command = f"python benchmarks/{Path(sys.argv[0]).name} runs/{named(run)}"
     code = {"commit": commit(), "run_commit": read_json(run / "config.json")["commit"]}
-    return {"command": again, **code, "machine": machine()}
+    return {"command": command, **code, "machine": machine()}
 
 
 def measure_and_show(

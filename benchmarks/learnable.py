@@ -94,7 +94,7 @@ def measure(run: Path) -> dict[str, Any]:
         for name, part in (("told", mine), ("told, with more", mine + others)):
             scores[name] = [foresees(part, tested, seed) for seed in range(3)]
     return {
-        "task": config.task, "seed": job.seed, 
+        "task": config.task, "seed": job.seed,
         "learned": {"dream": len(learn), "told": len(learn), "told, with more": len(learn) + len(more)},
         "solved": [episode.success for episode in test],
         "scores": {name: [score.round(3).tolist() for score in kinds] for name, kinds in scores.items()},

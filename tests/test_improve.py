@@ -125,8 +125,9 @@ def test_audits_cost_no_more_real_episodes_than_allowed(tmp_path: Path) -> None:
     run(tmp_path, audit, config=replace(CONFIG, audit=AuditConfig(every=1, num_episodes=16, max_episodes=40)))
     assert list(audit.seen) == [0, 6], "the last one is of the policy that training ends with"
     audit = Auditor({})
-    run(tmp_path / "one", audit, config=replace(CONFIG, audit=AuditConfig(every=1, num_episodes=16, max_episodes=16)))
-    assert list(audit.seen) == [6]
+    one = AuditConfig(every=1, num_episodes=16, max_episodes=16)
+    summary, _ = run(tmp_path / "one", audit, config=replace(CONFIG, audit=one))
+    assert list(audit.seen) == [6] and summary["audits"][0]["verdict"] == "the only audit: kept"
 
 
 @pytest.mark.parametrize("num_iterations", [3, 5])

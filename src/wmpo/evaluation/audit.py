@@ -20,8 +20,9 @@ class AuditConfig:
     """How often and how dearly real episodes watch the dream."""
 
     every: int = 8
-    """Iterations of the last round between audits; the policies that it begins and ends with are audited in any case.
-    Rounds before have none: the next round's episodes are their audit."""
+    """Iterations of the last round between audits; the policies that it begins and ends with are audited in any case,
+    or the latter alone where ``max_episodes`` pay for one audit. Rounds before have none: the next round's episodes are
+    their audit."""
     num_episodes: int = 32
     "Real episodes in an audit; they begin where as many held-out episodes began, and are compared with those."
     max_episodes: int = 64

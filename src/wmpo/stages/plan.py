@@ -69,7 +69,11 @@ class Hardware:
     def imagining(self) -> float:
         """Part of the peak that imagination reaches."""
         given = self.imagination_utilisation
-        return min(0.14, self.utilisation) if given is None else given
+        return min(IMAGINATION, self.utilisation) if given is None else given
+
+
+IMAGINATION = 0.14
+"""Part of the peak that the world model's sampler reached, see above."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -183,7 +183,7 @@ def _check(progress: _Progress, found: Audit, learner: Learner, checkpoint: Path
 
 def _preferred(found: Audit, earlier: Sequence[Audit]) -> str:
     if not earlier:
-        return "the policy to start from"
+        return "the only audit: kept" if found.iteration else "the policy to start from"
     if found.real >= max(audit.real for audit in earlier):
         return "as good as before or better: preferred"
     return "solves fewer of the starts than before, but that may be chance: preferred, as it has learned longer"
