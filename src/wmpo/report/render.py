@@ -292,7 +292,7 @@ def _belief(run: Run) -> str:
         rows.append([f"{name} policy", percent(imagined[name]), percent(real), off])
     note = (
         "Actions sampled as in training. Real success is that of the collected episodes and of the last audit. The "
-        "improved policy was trained to succeed in the dream, so there its figure flatters."
+        "improved policy was trained to succeed in the dream, so there its figure may flatter."
     )
     return "<h3>What the dream believes</h3>" + table(
         ["", "imagined success", "real success", "too high by, points"], rows, note
