@@ -35,7 +35,7 @@ class Reference:
 
 
 class Actor:
-    """Calls of a dead one end with RayActorError; it dies when ``run`` is called once ``runs_left`` is 0."""
+    """Calls of a dead one end with RayActorError; it dies when it is to play once ``runs_left`` is 0."""
 
     def __init__(self, kind: type, options: dict[str, float]) -> None:
         self._object, self.options, self.dead, self.runs_left = kind(), options, False, -1
@@ -44,7 +44,7 @@ class Actor:
         return types.SimpleNamespace(remote=lambda *arguments: self._call(name, arguments))
 
     def _call(self, name: str, arguments: tuple[Any, ...]) -> Reference:
-        if name == "run":
+        if name in ("run", "answer"):
             self.dead |= self.runs_left == 0
             self.runs_left -= 1
         if self.dead:

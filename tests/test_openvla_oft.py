@@ -16,7 +16,8 @@ from torch import Tensor
 
 from wmpo import likelihood
 from wmpo.execution.local import LocalSampler
-from wmpo.execution.parallel import Team, TeamLearner
+from wmpo.execution.parallel import Team
+from wmpo.execution.sharded import TeamLearner
 from wmpo.hf import WeightFolder
 from wmpo.policy.codec import VocabularyCodec
 from wmpo.policy.openvla_oft import CROP, OpenVLAOFT, OpenVLAOFTConfig, crop, resize

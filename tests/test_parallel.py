@@ -15,7 +15,8 @@ from torch import Tensor
 import wmpo.nn
 from wmpo.division import split
 from wmpo.execution.local import LocalSampler
-from wmpo.execution.parallel import Team, TeamLearner, TeamSampler, spawned
+from wmpo.execution.parallel import Team, TeamSampler, spawned
+from wmpo.execution.sharded import TeamLearner
 from wmpo.policy.codec import ActionCodec
 from wmpo.policy.small import SmallPolicy
 from wmpo.protocols import Learner, Sampler

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from wmpo.config import Experiment
 from wmpo.envs.imagined import ImaginedEnv
 from wmpo.execution.backend import ExecutionConfig
-from wmpo.execution.ray_backend import ClusterConfig
+from wmpo.execution.ray_cluster import ClusterConfig
 from wmpo.policy.codec import ActionCodec
 from wmpo.policy.openvla_oft import OpenVLAOFTConfig
 from wmpo.policy.small import SmallPolicy, SmallPolicyConfig
@@ -123,8 +123,8 @@ def test_more_gpus_shorten_what_is_spread_and_divide_the_learner() -> None:
     small = Hardware(gpus=8, gpu_memory=0.001)
     said = describe(eight, small)
     assert (
-        "improve does not fit into 0.001 GB; what helps: more GPUs with --execution.backend torchrun and "
-        "--execution.shards, --policy.improve-lora-rank" in said
+        "improve does not fit into 0.001 GB; what helps: more GPUs with --execution.shards of backend torchrun or "
+        "--execution.cluster.learners of ray, --policy.improve-lora-rank" in said
     )
     assert "real episodes of up to 24 steps" in said
 
@@ -146,7 +146,14 @@ def planned(gpus: int, dim: int = 16, **execution: Any) -> Plan:
         (
             {"backend": "ray", "cluster": ClusterConfig(samplers=3, gpus_per_sampler=0.5, learner_gpus=1)},
             [(1, 1), (1, 1.5)],
-            "imagines on 1.5 (--execution.cluster.learner-gpus 1 --execution.cluster.samplers 3",
+            "imagines on 1.5 (--execution.cluster.learners 1 --execution.cluster.learner-gpus 1 "
+            "--execution.cluster.samplers 3",
+        ),
+        (
+            {"backend": "ray", "cluster": ClusterConfig(learners=4)},
+            [(4, 4), (4, 4)],
+            "ray trains on 4 and imagines on 4 (--execution.cluster.learners 4 --execution.cluster.learner-gpus 1 "
+            "--execution.cluster.samplers 4",
         ),
     ],
 )
@@ -178,6 +185,19 @@ def test_rays_learner_is_whole_and_only_imagination_is_shared_out() -> None:
     assert fuller.stages[-1].memory.total == 2 * (policy.weight_bytes + dream.weight_bytes + reward.weight_bytes)
 
 
+def test_rays_learners_divide_the_network_and_the_driver_has_its_own() -> None:
+    one, four = (
+        planned(8, dim=64, backend="ray", cluster=ClusterConfig(learners=count, samplers=4, gpus_per_sampler=1))
+        for count in (1, 4)
+    )
+    for whole, part in zip(one.stages[:-1], four.stages[:-1], strict=True):
+        divided = 1 if whole.name == "tokenizer" else 4
+        assert part.memory.optimizer == whole.memory.optimizer // divided, whole.name
+    policy, dream, reward = four.networks[:3]
+    driver = policy.weight_bytes + dream.weight_bytes + reward.weight_bytes
+    assert four.stages[-1].memory.total == 2 * driver, "the fullest GPU of improve is a sampler's, with the driver's"
+
+
 def test_training_and_imagination_are_timed_by_what_each_reaches() -> None:
     stage = Stage(name="improve", learned=3e14, imagined=2e14, most=4e14, gpus=2, imagining=4.0, memory=Memory())
     hardware = Hardware(tflops=100, utilisation=0.5, imagination_utilisation=0.1)
@@ -191,6 +211,7 @@ def test_training_and_imagination_are_timed_by_what_each_reaches() -> None:
         (2, {"backend": "ray", "cluster": ClusterConfig(samplers=2, gpus_per_sampler=1)}, "want 3 GPUs, but --gpus is"),
         (3, {"backend": "ray", "cluster": ClusterConfig(samplers=3, gpus_per_sampler=0.6)}, "want 4 GPUs"),
         (2, {"backend": "ray", "cluster": ClusterConfig(learner_gpus=2)}, "learner_gpus 2 must be at most 1"),
+        (2, {"backend": "ray", "cluster": ClusterConfig(learners=2)}, "and 2 learners want 3 GPUs"),
         (2, {"backend": "processes", "processes": 4}, "wants 4 GPUs of one machine, but --gpus is 2"),
         (16, {"backend": "processes"}, "several machines take --execution.backend torchrun"),
     ],
@@ -258,6 +279,9 @@ def test_published_networks_have_their_published_sizes_and_cost_no_memory() -> N
         334.6e6, rel=0.01
     )
     assert dream.imagine > 30 * dream.net.forward / 2
+    frames = small.policy.chunk_size // wanted.world_model.frame_stride
+    looks = replace(wanted, reward=SmallRewardConfig(window=1), improve=replace(small.improve, score_every=frames))
+    assert frames > 1 and dream_footprint(looks, 7).imagine < dream.imagine, "frames that nobody sees are not decoded"
     assert reward.parameters == pytest.approx(86e6, rel=0.02)
     cut = paper_square().world_model_training.fit
     whole = training_memory(dream.net, replace(cut, micro_batch=0), beside=dream.extra_bytes).total

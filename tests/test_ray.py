@@ -1,7 +1,9 @@
-"""Ray actors sample and learn what one process does, and those that die are replaced. Needs the extra ``ray``."""
+"""Ray actors sample, simulate and learn what one process does; samplers and simulators that die are replaced. Slow
+tests need the extra ``ray``."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -13,15 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import fake_ray
+import numpy as np
 import pytest
 import torch
 from miniatures import BINS, BanditEnv, TablePolicy, some_starts
 from torch import nn
 
 from wmpo.division import WHOLE, Division
+from wmpo.envs.disrupt import NONE, Disruption
+from wmpo.envs.metaworld import MetaWorldConfig
+from wmpo.envs.processes import LocalWorkers, Workers
 from wmpo.execution.backend import ExecutionConfig, trainer, workers
 from wmpo.execution.local import LocalSampler
-from wmpo.execution.ray_backend import ClusterConfig, RaySampler, RayTrainer, connect
+from wmpo.execution.ray_backend import RaySampler, RayTrainer
+from wmpo.execution.ray_cluster import ClusterConfig, connect, ranks
+from wmpo.execution.ray_simulators import RayWorkers
 from wmpo.policy.codec import ActionCodec
 from wmpo.protocols import Learner, Sampler
 from wmpo.report.run import RunFolder, StageLog
@@ -89,9 +97,11 @@ def test_a_backend_of_one_process_leaves_its_weights_in_the_given_policy(tmp_pat
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        (ClusterConfig(samplers=0), "samplers 0 must be at least 1"),
+        (ClusterConfig(samplers=0), "samplers 0 and learners 1 must be at least 1"),
         (ClusterConfig(gpus_per_sampler=1.5), "gpus_per_sampler 1.5 must be a fraction of one GPU or a whole number"),
-        (ClusterConfig(learner_gpus=2), "learner_gpus 2 must be at most 1"),
+        (ClusterConfig(learner_gpus=2), "learner_gpus 2 must be at most 1.*as many --execution.cluster.learners"),
+        (ClusterConfig(learners=2, learner_gpus=0.5), "learner_gpus 0.5 must be 1 .* where there are 2 learners"),
+        (ClusterConfig(simulators=-1), "simulators -1 and max_restarts 10 at least 0"),
     ],
 )
 def test_clusters_that_cannot_be_are_refused(config: ClusterConfig, says: str) -> None:
@@ -113,7 +123,7 @@ def test_actors_do_what_one_process_does(fake: Any, tmp_path: Path) -> None:
     logits, metrics = trained(tmp_path / "local", ExecutionConfig())
     found, said = trained(tmp_path / "ray", ExecutionConfig(backend="ray", cluster=TWO))
     assert torch.equal(found, logits) and said == metrics
-    assert [actor.options["num_gpus"] for actor in fake.actors] == [0.25, 0.25, 0.5]
+    assert [actor.options["num_gpus"] for actor in fake.actors] == [0.5, 0.25, 0.25]
     assert all(actor.dead for actor in fake.actors), "nothing stays behind"
 
 
@@ -144,7 +154,9 @@ def test_actors_that_die_are_replaced_and_their_episodes_played_again(fake: Any,
 def test_what_an_actor_cannot_do_is_said_in_its_own_words(fake: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^/runs/mine is not there on gpu-7; all machines must share this folder$"):
         RaySampler(TWO, Spec(str(tmp_path), damaged=True))
-    with pytest.raises(ValueError, match=r"2 samplers and a learner need 2.5 GPUs, but the Ray cluster has 1;"):
+    with pytest.raises(
+        ValueError, match=r"2 samplers, 1 learners and 0 simulators need 2.5 GPUs, but the Ray cluster has 1;"
+    ):
         connect(replace(TWO, gpus_per_sampler=1.0))
 
 
@@ -206,6 +218,74 @@ def test_a_dead_trainer_is_said_with_what_to_do(fake: Any) -> None:
         training.step(0)
 
 
+class Counter:
+    """A simulator whose state is the sum of its seed and its actions, and what it shows."""
+
+    def __init__(self, config: MetaWorldConfig) -> None:
+        self.config, self.state = config, 0
+
+    def reset(self, seed: int, disruption: Disruption = NONE) -> None:
+        self.state = seed
+
+    def step(self, action: np.ndarray) -> bool:
+        self.state += int(action[0])
+        return self.state > 100
+
+    def push(self, offset: np.ndarray) -> None: ...
+
+    def expert_action(self) -> np.ndarray:
+        return np.ones(1)
+
+    def snapshot(self) -> int:
+        return self.state
+
+    def restore(self, state: int) -> None:
+        self.state = state
+
+    def render(self, disruption: Disruption = NONE) -> np.ndarray:
+        return np.full((2, 2, 3), self.state, np.uint8)
+
+    def close(self) -> None: ...
+
+
+class CountedConfig(MetaWorldConfig):
+    def build(self) -> Counter:
+        return Counter(self)
+
+
+def counted(workers: Workers, deaths: dict[int, list[Any]]) -> list[np.ndarray]:
+    """What five rows show after their reset and in each of three chunks; before a chunk these actors may die."""
+    shown = [workers.scatter("reset", {row: 10 * row for row in range(5)}, NONE)]
+    for chunk in range(3):
+        for actor in deaths.get(chunk, []):
+            actor.runs_left = 0
+        actions = {row: np.full((2, 1), row + chunk + 1.0) for row in range(5) if row != chunk}
+        shown.append({row: frames for row, (frames, _) in workers.scatter("step", actions, 1, NONE, {}).items()})
+    return [frames[row] for frames in shown for row in sorted(frames)]
+
+
+def test_simulators_that_die_are_replaced_and_their_rows_played_again(fake: Any) -> None:
+    cluster = replace(TWO, simulators=2)
+    local, distant = LocalWorkers(CountedConfig(), 1), RayWorkers(cluster, CountedConfig())
+    expected = counted(local, {})
+    local.close()
+    for found in (counted(distant, {}), counted(distant, {1: fake.actors[:2], 2: fake.actors[:1]})):
+        assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert len(fake.actors) == 4 and [actor.dead for actor in fake.actors] == [True, True, False, False]
+    with pytest.raises(KeyError, match="no such command"):
+        distant.each("no such command", [(1,)])
+    fake.actors[2].runs_left = 0
+    with pytest.raises(RuntimeError, match="simulators died 1 times in one chunk"):
+        distant._most = 0
+        counted(distant, {})
+    distant.close()
+    assert all(actor.dead for actor in fake.actors), "nothing stays behind"
+
+
+def test_ranks_of_a_machine_follow_each_other() -> None:
+    assert ranks(["b", "a", "b", "a", "c"]) == [0, 2, 1, 3, 4]
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[ClusterConfig]:
     ray = pytest.importorskip("ray", reason="needs the extra ray: pip install 'wmpo[ray]'")
@@ -237,6 +317,55 @@ def test_an_actor_trains_what_one_process_does(cluster: ClusterConfig) -> None:
 
 
 @pytest.mark.slow
+def test_two_learners_divide_what_one_process_does(cluster: ClusterConfig, tmp_path: Path) -> None:
+    ray = ExecutionConfig(backend="ray", cluster=replace(cluster, samplers=1, learners=2))
+    logits, metrics = trained(tmp_path / "local", ExecutionConfig())
+    found, said = trained(tmp_path / "ray", ray)
+    assert torch.allclose(found, logits, atol=1e-5) and logits.any()
+    for mine, theirs in zip(said.splitlines(), metrics.splitlines(), strict=True):
+        assert json.loads(mine) == pytest.approx(json.loads(theirs), rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_a_training_that_two_learners_began_goes_on_in_one_process(cluster: ClusterConfig, tmp_path: Path) -> None:
+    expected, checks = learned(tmp_path / "alone", ExecutionConfig())
+    with pytest.raises(KeyboardInterrupt):
+        learned(tmp_path / "again", ExecutionConfig(backend="ray", cluster=replace(cluster, learners=2)), until=8)
+    resumed, seen = learned(tmp_path / "again", ExecutionConfig())
+    assert seen == pytest.approx(checks[-len(seen) :], rel=1e-4)
+    assert all(torch.allclose(resumed[name], expected[name], atol=1e-4) for name in expected)
+
+
+@pytest.mark.slow
+def test_a_learner_without_its_team_is_dead(cluster: ClusterConfig) -> None:
+    import ray
+
+    training = RayTrainer(replace(cluster, learners=2), Lesson(), Lesson().network())
+    training.step(0)
+    ray.kill(training._trainer._actors[1])
+    with pytest.raises(RuntimeError, match=r"(the learner died|another process of this training has ended)"):
+        training.step(1)
+    training.close()
+    with pytest.raises(ValueError, match=r"execution.shards 3 must divide the 2 processes"):
+        RayTrainer(replace(cluster, learners=2), Lesson(), Lesson().network(), shards=3)
+
+
+@pytest.mark.slow
+def test_simulators_in_actors_show_what_those_of_this_machine_do(cluster: ClusterConfig) -> None:
+    import ray
+
+    local, distant = LocalWorkers(CountedConfig(), 1), RayWorkers(replace(cluster, simulators=2), CountedConfig())
+    expected = counted(local, {})
+    found = counted(distant, {})
+    ray.kill(distant._actors[1])
+    assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+    actions = {row: np.ones((2, 1)) for row in range(5)}
+    again, there = (workers.scatter("step", actions, 1, NONE, {}) for workers in (local, distant))
+    assert all(np.array_equal(again[row][0], there[row][0]) for row in actions)
+    local.close(), distant.close()
+
+
+@pytest.mark.slow
 def test_a_sampler_that_is_killed_amid_its_episodes_loses_nothing(cluster: ClusterConfig, tmp_path: Path) -> None:
     spec = Spec(str(tmp_path), seconds=5.0)
     sampler = RaySampler(cluster, spec)
@@ -257,7 +386,9 @@ def _kill_the_first(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_what_cannot_be_had_is_said_before_anything_is_played(cluster: ClusterConfig, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"2 samplers and a learner need 2.5 GPUs, but the Ray cluster has 0"):
+    with pytest.raises(
+        ValueError, match=r"2 samplers, 1 learners and 0 simulators need 2.5 GPUs, but the Ray cluster has 0"
+    ):
         connect(replace(cluster, gpus_per_sampler=1.0, learner_gpus=0.5))
     with pytest.raises(ValueError, match=r"not there on gpu-7") as refused:
         RaySampler(cluster, Spec(str(tmp_path), damaged=True))

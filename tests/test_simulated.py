@@ -17,7 +17,7 @@ from torch import Tensor
 from wmpo.data.splits import simulator_starts
 from wmpo.envs.ledger import Ledger
 from wmpo.envs.metaworld import MetaWorldConfig
-from wmpo.envs.processes import Workers
+from wmpo.envs.processes import LocalWorkers
 from wmpo.envs.simulated import Purpose, SimulatedEnv
 from wmpo.protocols import ChunkEnv
 from wmpo.types import ChunkStep
@@ -170,7 +170,7 @@ class _Dies(MetaWorldConfig):
 
 
 def test_a_process_that_dies_says_where_to_look() -> None:
-    workers = Workers(_Dies(), 1)
+    workers = LocalWorkers(_Dies(), 1)
     try:
         with pytest.raises(RuntimeError, match=r"exit code 1\); its own message is above.*__name__ == '__main__'"):
             workers.scatter("reset", {0: 1})

@@ -209,7 +209,7 @@ class Experiment:
     max_chunks: int = 12
     "Time limit of an episode in chunks."
     num_workers: int = 0
-    "Simulator processes; 0: one per core."
+    "Simulator processes of this machine; 0: one per core. Ray's are --execution.cluster.simulators."
     num_rounds: int = 2
     """Times that collect, world-model, reward, clone and improve follow each other; the budget P is divided among them.
     A third one takes half as long again and gained some points (dev/LOG.md)."""

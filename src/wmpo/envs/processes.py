@@ -6,6 +6,7 @@ import multiprocessing as mp
 import signal
 import threading
 import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
@@ -23,10 +24,30 @@ DIED = """its own message is above. Processes import the script that starts them
 stand under `if __name__ == '__main__':`"""
 
 
+class Seat:
+    """A simulator and the states of the rows that are played in it, in whatever process this is. The simulator is built
+    when it is first needed."""
+
+    def __init__(self, config: SimulatorConfig) -> None:
+        self._config = config
+        self._sim: Simulator | None = None
+        self._states: dict[int, Any] = {}
+
+    def answer(self, name: str, arguments: tuple[Any, ...]) -> Any:
+        """What command ``name`` of :data:`_COMMANDS` gives."""
+        if self._sim is None:
+            config = self._config
+            self._sim = config.build() if len(config.tasks) == 1 else SeveralTasks(config)
+        return _COMMANDS[name](self._sim, self._states, *arguments)
+
+    def close(self) -> None:
+        if self._sim is not None:
+            self._sim.close()
+
+
 def _serve(pipe: Connection, config: SimulatorConfig) -> None:
     """The loop of a simulator process."""
-    sim: Simulator | None = None
-    states: dict[int, Any] = {}
+    seat = Seat(config)
     while True:
         try:
             name, args = pipe.recv()
@@ -35,14 +56,12 @@ def _serve(pipe: Connection, config: SimulatorConfig) -> None:
         try:
             if name == "close":
                 break
-            sim = sim or (config.build() if len(config.tasks) == 1 else SeveralTasks(config))
-            pipe.send(("ok", _COMMANDS[name](sim, states, *args)))
+            pipe.send(("ok", seat.answer(name, args)))
         except BrokenPipeError:  # whoever asked was killed
             break
         except Exception as error:
             pipe.send(("error", (type(error).__name__, str(error), traceback.format_exc())))
-    if sim is not None:
-        sim.close()
+    seat.close()
 
 
 def _reset(
@@ -142,34 +161,47 @@ def end(begun: Sequence[tuple[Connection, BaseProcess]]) -> None:
         pipe.close()
 
 
-class Workers:
-    """Simulator processes behind pipes. Rows are dealt out by index, so a row always meets the same simulator."""
+class Workers(ABC):
+    """``count`` simulators, each somewhere else. Rows are dealt out by index, so a row always meets the same one."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def scatter(self, name: str, rows: dict[int, Any], *args: Any) -> dict[int, Any]:
+        """Sends each row to its simulator, waits for all, and joins the answers."""
+        count = self._count
+        parts = [{row: value for row, value in rows.items() if row % count == i} for i in range(count)]
+        joined: dict[int, Any] = {}
+        for answer in self._ask(name, [(part, *args) for part in parts]):
+            joined.update(answer)
+        return joined
+
+    def each(self, name: str, calls: list[tuple[Any, ...]]) -> list[Any]:
+        """One call per item, spread over the simulators."""
+        batches = (calls[first : first + self._count] for first in range(0, len(calls), self._count))
+        return [answer for batch in batches for answer in self._ask(name, batch)]
+
+    @abstractmethod
+    def _ask(self, name: str, arguments: list[tuple[Any, ...]]) -> list[Any]:
+        """The first of them, one for each of ``arguments``, all at the same time."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+
+class LocalWorkers(Workers):
+    """Simulator processes of this machine, behind pipes."""
 
     def __init__(self, config: SimulatorConfig, count: int) -> None:
+        super().__init__(count)
         begun = [begin(_serve, config) for _ in range(count)]
         self._pipes = [pipe for pipe, _ in begun]
         self._processes = [process for _, process in begun]
 
-    def scatter(self, name: str, rows: dict[int, Any], *args: Any) -> dict[int, Any]:
-        """Sends each row to its process, waits for all, and joins the answers."""
-        count = len(self._pipes)
-        parts = [{row: value for row, value in rows.items() if row % count == i} for i in range(count)]
-        for pipe, part in zip(self._pipes, parts, strict=True):
-            pipe.send((name, (part, *args)))
-        joined: dict[int, Any] = {}
-        for i in range(count):
-            joined.update(self._receive(i))
-        return joined
-
-    def each(self, name: str, calls: list[tuple[Any, ...]]) -> list[Any]:
-        """One call per item, spread over the processes."""
-        results: list[Any] = []
-        for first in range(0, len(calls), len(self._pipes)):
-            batch = calls[first : first + len(self._pipes)]
-            for pipe, call in zip(self._pipes, batch, strict=False):
-                pipe.send((name, call))
-            results += [self._receive(i) for i in range(len(batch))]
-        return results
+    def _ask(self, name: str, arguments: list[tuple[Any, ...]]) -> list[Any]:
+        for pipe, own in zip(self._pipes, arguments, strict=False):
+            pipe.send((name, own))
+        return [self._receive(i) for i in range(len(arguments))]
 
     def _receive(self, index: int) -> Any:
         try:

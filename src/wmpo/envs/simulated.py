@@ -1,4 +1,5 @@
-"""The real (simulated) environment: many simulated episodes in lockstep, over one simulator process per core.
+"""The real (simulated) environment: many simulated episodes in lockstep, over one simulator process per core, or over
+actors of Ray (:mod:`wmpo.execution.ray_simulators`).
 
 One process holds one simulator and swaps episode states in and out of it, because several GL contexts in a process
 corrupt each other under OSMesa and because a model takes a second or more to build.
@@ -19,7 +20,7 @@ from torch import Tensor
 from wmpo.envs.clock import Clock
 from wmpo.envs.disrupt import NONE, Disruption, Push
 from wmpo.envs.ledger import Ledger
-from wmpo.envs.processes import Workers
+from wmpo.envs.processes import LocalWorkers, Workers
 from wmpo.envs.simulator import SimulatorConfig
 from wmpo.types import ChunkStep, Observation, Starts
 
@@ -44,6 +45,7 @@ class SimulatedEnv:
         frame_stride: a frame is rendered every this many actions; K renders only what a policy sees.
         ledger: where finished episodes are written, or None for throughput measurements.
         num_workers: simulator processes; by default one per core.
+        workers: simulators that run already, instead of these processes; they are closed with the environment.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class SimulatedEnv:
         frame_stride: int,
         ledger: Ledger | None,
         num_workers: int | None = None,
+        workers: Workers | None = None,
     ) -> None:
         config.validate()
         if chunk_size % frame_stride:
@@ -64,7 +67,7 @@ class SimulatedEnv:
         self._disruption: Disruption = NONE
         self._push: Push | None = None
         self._ledger = ledger
-        self._workers = Workers(config, num_workers or os.cpu_count() or 1)
+        self._workers = workers or LocalWorkers(config, num_workers or os.cpu_count() or 1)
         self._clock = Clock(0, chunk_size, max_chunks)
 
     @contextmanager

@@ -12,9 +12,13 @@ import torch
 from torch import nn
 
 from wmpo.division import check_gpus, check_sizes
-from wmpo.execution import ray_backend
+from wmpo.envs.processes import Workers
+from wmpo.envs.simulator import SimulatorConfig
+from wmpo.execution import ray_cluster
 from wmpo.execution.local import LocalSampler, TrainingSpec, WorkerSpec
-from wmpo.execution.ray_backend import ClusterConfig, RayLearner, RaySampler, RayTrainer
+from wmpo.execution.ray_backend import RayLearner, RaySampler, RayTrainer
+from wmpo.execution.ray_cluster import ClusterConfig
+from wmpo.execution.ray_simulators import RayWorkers
 from wmpo.protocols import Learner, Sampler, TrainablePolicy, Trainer
 from wmpo.rl.grpo import GRPOConfig, GRPOLearner
 
@@ -28,7 +32,7 @@ class ExecutionConfig:
     processes: int = 0
     "How many for backend processes, one a GPU; 0: one for each GPU, or for each core where there is none."
     shards: int = 0
-    "Processes over which weights, gradients and optimiser are divided; 1: all have a copy; 0: those of a machine."
+    "Processes, or Ray's learners, that divide weights, gradients and optimiser; 1: all have a copy; 0: a machine's."
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     "For backend ray."
 
@@ -52,7 +56,7 @@ class ExecutionConfig:
             check_sizes(self.size, [self.size], self.shards)
             check_gpus(self.size, torch.cuda.device_count())
         elif self.backend == "ray":
-            ray_backend.connect(self.cluster)
+            ray_cluster.connect(self.cluster)
 
 
 def from_torchrun() -> bool:
@@ -72,6 +76,15 @@ def serve_if_enlisted(*, needed: bool) -> bool:
     return True
 
 
+def distant_simulators(config: ExecutionConfig, simulator: SimulatorConfig) -> Workers | None:
+    """Those that the real (simulated) environment plays in, where they are Ray's; None: processes of this machine."""
+    if config.backend != "ray" or not config.cluster.simulators:
+        return None
+    simulator.validate()
+    ray_cluster.connect(config.cluster)
+    return RayWorkers(config.cluster, simulator)
+
+
 @contextmanager
 def workers(
     config: ExecutionConfig,
@@ -88,13 +101,13 @@ def workers(
         yield sampler, GRPOLearner(policy, grpo, temperature=temperature)
         return
     if config.backend == "ray":
-        ray_backend.connect(config.cluster)
-        with closing(RaySampler(config.cluster, spec)) as imagining:
-            learner = RayLearner(config.cluster, spec, policy, grpo, temperature=temperature)
-            with closing(learner):
-                yield imagining, learner
+        ray_cluster.connect(config.cluster)
+        learner = RayLearner(config.cluster, spec, policy, grpo, temperature=temperature, shards=config.shards)
+        with closing(learner), closing(RaySampler(config.cluster, spec)) as imagining:  # learners stay together
+            yield imagining, learner
         return
-    from wmpo.execution.parallel import TeamLearner, TeamSampler, enlisted, spawned
+    from wmpo.execution.parallel import TeamSampler, enlisted, spawned
+    from wmpo.execution.sharded import TeamLearner
 
     with nullcontext(enlisted()) if config.backend == "torchrun" else spawned(config.size) as team:
         yield (
@@ -108,14 +121,14 @@ def workers(
 def trainer(
     config: ExecutionConfig, spec: TrainingSpec, network: nn.Module, own: Callable[[], Trainer]
 ) -> Iterator[Trainer]:
-    """Who trains ``network``, this process's own: alone, ``own()``; else it and others, or the actor of Ray with the
-    learner's GPU, which build their parts from ``spec``."""
-    if config.backend == "local" or (config.backend == "ray" and not config.cluster.learner_gpus):
+    """Who trains ``network``, this process's own: alone, ``own()``; else it and others, or the actors of Ray with the
+    learner's GPUs, which build their parts from ``spec``."""
+    if config.backend == "local" or (config.backend == "ray" and not config.cluster.trains):
         yield own()
         return
     if config.backend == "ray":
-        ray_backend.connect(config.cluster)
-        with closing(RayTrainer(config.cluster, spec, network)) as training:
+        ray_cluster.connect(config.cluster)
+        with closing(RayTrainer(config.cluster, spec, network, shards=config.shards)) as training:
             yield training
         return
     from wmpo.execution.parallel import enlisted, spawned

@@ -1,8 +1,9 @@
 """Sampling and learning over several processes (ranks), on one machine or many.
 
-Rank 0 runs the algorithm and never learns that it is not alone: it holds a :class:`TeamSampler` and a
-:class:`TeamLearner`, or a trainer (:mod:`wmpo.execution.supervised`). The other ranks wait in :func:`serve` for what it
-asks of all. Ranks come from ``torchrun`` (:func:`enlisted`) or are started here (:func:`spawned`).
+Rank 0 runs the algorithm and never learns that it is not alone: it holds a :class:`TeamSampler` and a learner
+(:mod:`wmpo.execution.sharded`), or a trainer (:mod:`wmpo.execution.supervised`). The other ranks wait in
+:meth:`Team.serve` for what it asks of all. Ranks come from ``torchrun`` (:func:`enlisted`), are started here
+(:func:`spawned`), or are actors of Ray (:mod:`wmpo.execution.ray_backend`).
 
 The policy is sharded from outside by FSDP2 over a mesh of copies x shards: one shard is plain data parallelism (DDP),
 one copy is FSDP, and shards inside a machine with copies between machines is both. A minibatch carries its global
@@ -20,7 +21,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -34,12 +35,13 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from wmpo.division import check_gpus, check_sizes, split
+from wmpo.division import check_gpus, check_sizes
 from wmpo.execution.local import LocalSampler, TrainerPart, WorkerSpec
 from wmpo.nn import best_device, train_in_float32
-from wmpo.protocols import TrainablePolicy
-from wmpo.rl.grpo import GRPOConfig, GRPOLearner
-from wmpo.types import Minibatch, Rollouts, Starts, concatenate
+from wmpo.types import Rollouts, Starts, concatenate
+
+if TYPE_CHECKING:
+    from wmpo.execution.sharded import ShardedLearner
 
 _IDLE = timedelta(days=30)
 """How long a rank waits for an order: rank 0 may be busy for hours with what needs only one process."""
@@ -54,9 +56,11 @@ class Team:
     learner: ShardedLearner
     trainer: TrainerPart
 
-    def __init__(self, rank: int, size: int, *, local_rank: int, local_size: int, meeting: str) -> None:
-        """``meeting``: where ranks find each other, a URL of ``torch.distributed``. Raises ValueError, on all ranks,
-        when one of their machines has too few GPUs."""
+    def __init__(
+        self, rank: int, size: int, *, local_rank: int, local_size: int, meeting: str, own_gpu: bool = False
+    ) -> None:
+        """``meeting``: where ranks find each other, a URL of ``torch.distributed``. ``own_gpu``: this process sees no
+        GPU but its own, the first one. Raises ValueError, on all ranks, when one of their machines has too few GPUs."""
         gpus = torch.cuda.device_count()
         if local_rank < gpus:
             torch.cuda.set_device(local_rank)
@@ -67,7 +71,7 @@ class Team:
         self._orders = dist.new_group(backend="gloo", timeout=_IDLE)
         machines: list[Any] = [None] * size
         # All know of all: a rank that refused alone would leave the others waiting for it.
-        dist.all_gather_object(machines, (local_size, gpus), group=self._orders)
+        dist.all_gather_object(machines, (local_size, gpus * (local_size if own_gpu else 1)), group=self._orders)
         self._local_sizes = [on_machine for on_machine, _ in machines]
         for on_machine, have in machines:
             check_gpus(on_machine, have)
@@ -246,69 +250,6 @@ def _from_first(team: Team, tensor: Tensor | None, shape: torch.Size, dtype: tor
     return there
 
 
-class TeamLearner:
-    """A :class:`wmpo.protocols.Learner` of all ranks.
-
-    ``policy`` is whole and rank 0's own: audits play with it, ``publish`` refreshes it. A checkpoint is whole too,
-    gathered tensor by tensor in rank 0's memory, so any number of ranks can go on from it.
-    """
-
-    def __init__(
-        self,
-        team: Team,
-        spec: WorkerSpec,
-        policy: TrainablePolicy,
-        config: GRPOConfig,
-        *,
-        temperature: float,
-        shards: int = 0,
-    ) -> None:
-        self.team, self._policy = team, policy.eval()
-        team.call(_begin, spec, config, temperature, shards)
-
-    @property
-    def policy(self) -> TrainablePolicy:
-        return self._policy
-
-    def step(self, minibatch: Minibatch) -> dict[str, float]:
-        return self.team.each(_step, [(part,) for part in split(minibatch, self.team.size)])[0]
-
-    def publish(self) -> Mapping[str, Tensor]:
-        types = {name: tensor.dtype for name, tensor in self._policy.state_dict().items()}
-        weights = self.team.call(_publish, types)[0]
-        self._policy.load_state_dict(weights)
-        return weights
-
-    def save(self) -> Mapping[str, Tensor]:
-        return self.team.call(_save)[0]
-
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        self.team.send(_restore, tensors)
-
-
-class ShardedLearner(GRPOLearner):
-    """One rank's part of the learner. Every method is called on all ranks at once."""
-
-    def __init__(self, policy: nn.Module, config: GRPOConfig, *, temperature: float, mesh: DeviceMesh) -> None:
-        shard(policy, mesh)
-        super().__init__(policy, config, temperature=temperature)  # type: ignore[arg-type]
-
-    def _backward(self, minibatch: Minibatch) -> Tensor:
-        sums = super()._backward(minibatch)
-        dist.all_reduce(sums)
-        return sums
-
-    def _clip(self) -> Tensor:
-        norm = super()._clip()
-        assert isinstance(norm, DTensor)
-        return norm.full_tensor().cpu()
-
-    def targets(self) -> dict[str, Tensor]:
-        """Weights by their names in a checkpoint, and by the names of their moments without the last part."""
-        weights = {f"model.{name}": tensor for name, tensor in self.policy.state_dict().items()}
-        return weights | {f"optimizer.{i}": p for i, p in enumerate(self.policy.parameters())}
-
-
 def gathered(
     team: Team, tensors: Mapping[str, Tensor], device: torch.device, types: Mapping[str, torch.dtype] | None = None
 ) -> dict[str, Tensor]:
@@ -361,25 +302,3 @@ def shard(module: nn.Module, mesh: DeviceMesh) -> None:
     for name in ("velocity", "imagine_frame"):
         if hasattr(module, name):
             register_fsdp_forward_method(module, name)
-
-
-def _begin(team: Team, spec: WorkerSpec, config: GRPOConfig, temperature: float, shards: int) -> None:
-    policy = spec.policy()
-    assert isinstance(policy, nn.Module)
-    team.learner = ShardedLearner(policy, config, temperature=temperature, mesh=team.mesh(shards))
-
-
-def _step(team: Team, part: Minibatch) -> dict[str, float]:
-    return team.learner.step(part)
-
-
-def _publish(team: Team, types: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
-    return gathered(team, team.learner.policy.state_dict(), team.device, types)
-
-
-def _save(team: Team) -> dict[str, Tensor]:
-    return gathered(team, team.learner.save(), torch.device("cpu"))
-
-
-def _restore(team: Team, layout: Layout, tensors: Mapping[str, Tensor] | None) -> None:
-    team.learner.restore(spread(team, layout, tensors, team.learner.targets()))

@@ -2,14 +2,14 @@
 
 Each actor wraps what one process would use. Starts are split by rows and results joined in order; weights go from the
 learner to all samplers through Ray's object store, once. Randomness is keyed by episode, so an actor that died is
-replaced and its episodes are played again to the same tokens.
+replaced and its episodes are played again to the same tokens. Several learners are ranks of a team, over which
+``torch.distributed`` divides the network as it does for other backends.
 """
 
 from __future__ import annotations
 
-import os
+import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,77 +17,10 @@ from torch import Tensor, nn
 
 from wmpo.division import WHOLE
 from wmpo.execution.local import DistantTrainer, LocalSampler, TrainingSpec, WorkerSpec
+from wmpo.execution.ray_cluster import ClusterConfig, Owner, get, started
 from wmpo.protocols import TrainablePolicy
 from wmpo.rl.grpo import GRPOConfig, GRPOLearner
 from wmpo.types import Minibatch, Rollouts, Starts, concatenate
-
-_START_SECONDS = 900
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClusterConfig:
-    """Where Ray is, and what of it is used."""
-
-    address: str = ""
-    "HOST:PORT of a cluster's head, or auto for the one that this machine belongs to; empty: Ray is started here."
-    samplers: int = 2
-    "Actors that imagine episodes."
-    gpus_per_sampler: float = 0.0
-    "GPUs of each; a fraction lets several share one. 0: it computes on processors."
-    learner_gpus: float = 0.0
-    "GPUs of the learner, and of supervised training: 1, or a fraction to share one. 0: on processors."
-    max_restarts: int = 10
-    "Times that samplers are replaced while one batch of episodes is played."
-
-    def validate(self) -> None:
-        """Raises ValueError, naming flag and value."""
-        if self.samplers < 1 or self.max_restarts < 0:
-            raise ValueError(
-                f"execution.cluster.samplers {self.samplers} must be at least 1, max_restarts {self.max_restarts} at "
-                "least 0"
-            )
-        for name in ("gpus_per_sampler", "learner_gpus"):
-            value = getattr(self, name)
-            if value < 0 or (value > 1 and value != int(value)):
-                raise ValueError(f"execution.cluster.{name} {value} must be a fraction of one GPU or a whole number")
-        if self.learner_gpus > 1:
-            raise ValueError(
-                f"execution.cluster.learner_gpus {self.learner_gpus} must be at most 1: Ray's learner is one "
-                "process; a sharded one is --execution.backend torchrun"
-            )
-
-    @property
-    def gpus(self) -> float:
-        return self.samplers * self.gpus_per_sampler + self.learner_gpus
-
-
-def connect(config: ClusterConfig) -> None:
-    """Finds or starts Ray. Raises ValueError when it is not installed, does not answer or lacks what is asked for."""
-    try:
-        import ray
-    except ImportError as error:
-        raise ValueError(
-            "Ray is needed for --execution.backend ray; install it with: pip install 'wmpo[ray]'"
-        ) from error
-    config.validate()
-    if not ray.is_initialized():
-        quiet: dict[str, Any] = {"include_dashboard": False} if not config.address else {}
-        if not config.address:  # a laptop's actors may share its cores
-            quiet["num_cpus"] = max(os.cpu_count() or 1, config.samplers + 1)
-        try:
-            ray.init(address=config.address or "local", logging_level="error", **quiet)
-        except Exception as error:  # Ray itself raises nothing narrower when a machine is too slow to begin
-            raise ValueError(
-                f"no Ray cluster answers at {config.address or 'this machine'} ({error}); start one with ray start "
-                "--head and name its HOST:PORT, or leave --execution.cluster.address empty"
-            ) from error
-    have = ray.cluster_resources()
-    for name, wanted in (("GPU", config.gpus), ("CPU", config.samplers + 1)):
-        if have.get(name, 0) < wanted:
-            raise ValueError(
-                f"{config.samplers} samplers and a learner need {wanted:g} {name}s, but the Ray cluster has "
-                f"{have.get(name, 0):g}; lower --execution.cluster.samplers, or the GPUs of each, or add machines"
-            )
 
 
 class _Sampler:
@@ -103,17 +36,51 @@ class _Sampler:
         return self.local.run(starts, temperature, seed)
 
 
-class _Learner:
+class _Member:
+    """Runs in an actor; one of a team where there are several."""
+
+    team: Any = None
+
+    def machine(self) -> str:
+        import ray
+
+        return str(ray.get_runtime_context().get_node_id())
+
+    def meeting(self) -> str:
+        """Where the others find this one."""
+        import ray
+
+        with socket.socket() as free:
+            free.bind(("", 0))
+            return f"tcp://{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"
+
+    def join(self, rank: int, size: int, local_size: int, meeting: str) -> None:
+        from wmpo.execution.parallel import Team
+
+        self.team = Team(rank, size, local_rank=0, local_size=local_size, meeting=meeting, own_gpu=True)
+
+    def serve(self) -> None:
+        self.team.serve()
+
+
+class _Learner(_Member):
     """Runs in an actor."""
 
-    def begin(self, spec: WorkerSpec, config: GRPOConfig, temperature: float) -> None:
-        self.local = GRPOLearner(spec.policy(), config, temperature=temperature)
+    def begin(self, spec: WorkerSpec, config: GRPOConfig, temperature: float, shards: int) -> None:
+        self.local: Any = None
+        if self.team is None:
+            self.local = GRPOLearner(spec.policy(), config, temperature=temperature)
+        else:
+            from wmpo.execution.sharded import DividedLearner
+
+            self.local = DividedLearner(self.team, spec, config, temperature=temperature, shards=shards)
 
     def step(self, minibatch: Minibatch) -> dict[str, float]:
         return self.local.step(minibatch)
 
     def publish(self, types: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
-        return {name: tensor.to("cpu", types[name]) for name, tensor in self.local.publish().items()}
+        weights = self.local.publish() if self.team is None else self.local.weights(types)
+        return {name: tensor.to("cpu", types[name]) for name, tensor in weights.items()}
 
     def save(self) -> dict[str, Tensor]:
         return _on_cpu(self.local.save())
@@ -122,11 +89,17 @@ class _Learner:
         self.local.restore(tensors)
 
 
-class _Trainer:
+class _Trainer(_Member):
     """Runs in an actor."""
 
-    def begin(self, spec: TrainingSpec) -> None:
-        self.local = spec.training(spec.network(), WHOLE)
+    def begin(self, spec: TrainingSpec, shards: int) -> None:
+        self.local: Any = None
+        if self.team is None:
+            self.local = spec.training(spec.network(), WHOLE)
+        else:
+            from wmpo.execution.supervised import DividedTrainer
+
+            self.local = DividedTrainer(self.team, spec, shards=shards)
 
     def step(self, number: int) -> float:
         return self.local.step(number)
@@ -143,33 +116,6 @@ class _Trainer:
 
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu() for name, tensor in tensors.items()}
-
-
-def _get(pending: Any) -> Any:
-    """Results of actors; what they raised is raised here, without Ray's traceback around it."""
-    import ray
-
-    try:
-        return ray.get(pending)
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause from error
-
-
-def _started(kind: type, count: int, gpus: float, *arguments: Any) -> list[Any]:
-    """Actors that have begun, all at the same time."""
-    import ray
-
-    remote = ray.remote(num_cpus=1, num_gpus=gpus)(kind)
-    actors = [remote.remote() for _ in range(count)]
-    try:
-        ray.get([actor.__ray_ready__.remote() for actor in actors], timeout=_START_SECONDS)
-    except ray.exceptions.GetTimeoutError as error:
-        raise ValueError(
-            f"Ray found no place for an actor with {gpus:g} GPUs within {_START_SECONDS} s; others may be using "
-            "the cluster"
-        ) from error
-    _get([actor.begin.remote(*arguments) for actor in actors])
-    return actors
 
 
 class Published(dict[str, Tensor]):
@@ -189,7 +135,9 @@ class RaySampler:
         self._weights: Any = None
 
     def _start(self, count: int) -> list[Any]:
-        return _started(_Sampler, count, self.config.gpus_per_sampler, self.spec)
+        actors = started(_Sampler, count, self.config.gpus_per_sampler)
+        get([actor.begin.remote(self.spec) for actor in actors])
+        return actors
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
         import ray
@@ -211,7 +159,7 @@ class RaySampler:
             (ready,), _ = ray.wait(list(waiting), num_returns=1)
             i = waiting.pop(ready)
             try:
-                results[i] = _get(ready)
+                results[i] = get(ready)
             except ray.exceptions.RayActorError as error:
                 restarts += 1
                 if restarts > self.config.max_restarts:
@@ -238,45 +186,22 @@ class RaySampler:
             ray.kill(actor)
 
 
-class _Alone:
-    """An actor that cannot be replaced, as the optimiser's state dies with it: its stage stops then, and goes on from a
-    checkpoint."""
-
-    def __init__(self, kind: type, gpus: float, *arguments: Any) -> None:
-        (self._actor,) = _started(kind, 1, gpus, *arguments)
-
-    def ask(self, name: str, *arguments: Any) -> Any:
-        return self.answer(self.order(name, *arguments))
-
-    def order(self, name: str, *arguments: Any) -> Any:
-        """Ray's reference to what will be answered."""
-        return getattr(self._actor, name).remote(*arguments)
-
-    def answer(self, reference: Any) -> Any:
-        """Raises RuntimeError when the actor is dead."""
-        import ray
-
-        try:
-            return _get(reference)
-        except ray.exceptions.RayActorError as error:
-            raise RuntimeError(
-                f"the learner died ({error}); the same command goes on from its last checkpoint"
-            ) from error
-
-    def close(self) -> None:
-        import ray
-
-        ray.kill(self._actor)
-
-
 class RayLearner:
-    """A :class:`wmpo.protocols.Learner` in an actor; ``policy`` is the driver's copy, which ``publish`` refreshes."""
+    """A :class:`wmpo.protocols.Learner` in one actor or several; ``policy`` is the driver's copy, which ``publish``
+    refreshes."""
 
     def __init__(
-        self, config: ClusterConfig, spec: WorkerSpec, policy: TrainablePolicy, grpo: GRPOConfig, *, temperature: float
+        self,
+        config: ClusterConfig,
+        spec: WorkerSpec,
+        policy: TrainablePolicy,
+        grpo: GRPOConfig,
+        *,
+        temperature: float,
+        shards: int = 0,
     ) -> None:
         self._policy = policy.eval()
-        self._learner = _Alone(_Learner, config.learner_gpus, spec, grpo, temperature)
+        self._learner = Owner(config, _Learner, spec, grpo, temperature, shards)
 
     @property
     def policy(self) -> TrainablePolicy:
@@ -303,10 +228,11 @@ class RayLearner:
 
 
 class RayTrainer(DistantTrainer):
-    """A :class:`wmpo.protocols.Trainer` in an actor, where the learner's GPU is; ``network`` is the driver's own."""
+    """A :class:`wmpo.protocols.Trainer` in one actor or several, where the learner's GPUs are; ``network`` is the
+    driver's own."""
 
-    def __init__(self, config: ClusterConfig, spec: TrainingSpec, network: nn.Module) -> None:
-        self._trainer = _Alone(_Trainer, config.learner_gpus, spec)
+    def __init__(self, config: ClusterConfig, spec: TrainingSpec, network: nn.Module, *, shards: int = 0) -> None:
+        self._trainer = Owner(config, _Trainer, spec, shards)
         super().__init__(network)
 
     def step(self, number: int) -> float:

@@ -33,25 +33,32 @@ class Ranks:
         return self._team.total(value)
 
 
-class TeamTrainer(DistantTrainer):
+class DividedTrainer:
+    """A training over all ranks of a team, as its rank 0 sees it."""
+
+    def __init__(self, team: Team, spec: TrainingSpec, *, shards: int) -> None:
+        self._team = team
+        team.call(_begin, spec, shards)
+
+    def step(self, number: int) -> float:
+        return self._team.call(_step, number)[0]
+
+    def average(self) -> Mapping[str, Tensor]:
+        return self._team.call(_average)[0]
+
+    def save(self) -> Mapping[str, Tensor]:
+        return self._team.call(_save)[0]
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        self._team.send(_restore, tensors)
+
+
+class TeamTrainer(DividedTrainer, DistantTrainer):
     """A :class:`wmpo.protocols.Trainer` of all ranks; ``network`` is rank 0's own."""
 
     def __init__(self, team: Team, spec: TrainingSpec, network: nn.Module, *, shards: int = 0) -> None:
-        self.team = team
-        team.call(_begin, spec, shards)
-        super().__init__(network)
-
-    def step(self, number: int) -> float:
-        return self.team.call(_step, number)[0]
-
-    def average(self) -> Mapping[str, Tensor]:
-        return self.team.call(_average)[0]
-
-    def save(self) -> Mapping[str, Tensor]:
-        return self.team.call(_save)[0]
-
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        self.team.send(_restore, tensors)
+        DividedTrainer.__init__(self, team, spec, shards=shards)
+        DistantTrainer.__init__(self, network)
 
 
 def _begin(team: Team, spec: TrainingSpec, shards: int) -> None:

@@ -22,6 +22,7 @@ from wmpo.policy.codec import ActionCodec
 from wmpo.policy.openvla_oft import DTYPES, OpenVLAOFTConfig, add_lora
 from wmpo.policy.prismatic import Prismatic, assemble
 from wmpo.policy.small import SmallPolicy, SmallPolicyConfig
+from wmpo.reward.detector import frames_seen
 from wmpo.reward.small import SmallReward, SmallRewardConfig
 from wmpo.reward.videomae import VideoMAERewardConfig
 from wmpo.types import Observation
@@ -210,7 +211,8 @@ def _opensora(config: OpenSoraWorldModelConfig, experiment: Experiment, action_d
         training = measure("world model", net, step, mixed=True)  # it is in bfloat16 now
         remember = operations(lambda: net.remember(context, config.context_noise, scale))
         whole = operations(lambda: step(net))
-        decode = frames * operations(lambda: vae.decode(torch.zeros(1, channels, cells, num_views * cells)).sample)
+        seen = len(frames_seen(experiment.reward.window, experiment.improve.score_every, frames))
+        decode = seen * operations(lambda: vae.decode(torch.zeros(1, channels, cells, num_views * cells)).sample)
     num_steps = experiment.distillation.shortcut_steps if experiment.distillation.enabled else config.euler_steps
     imagine = remember + num_steps * (whole - remember) + decode
     weights = sum(p.numel() * p.element_size() for p in vae.parameters())
@@ -246,9 +248,9 @@ def tokenizer_footprint(experiment: Experiment) -> Footprint:
 
 
 def imagined_chunk(experiment: Experiment, policy: Footprint, dream: DreamFootprint, reward: Footprint) -> int:
-    """Operations of one chunk of one imagined episode: decide, imagine, judge every frame."""
+    """Operations of one chunk of one imagined episode: decide, imagine, judge every ``improve.score_every`` frames."""
     frames = experiment.policy.chunk_size // experiment.world_model.frame_stride
-    return policy.forward + dream.imagine + frames * reward.forward
+    return policy.forward + dream.imagine + frames // experiment.improve.score_every * reward.forward
 
 
 def learned_decision(experiment: Experiment, policy: Footprint) -> int:

@@ -25,6 +25,7 @@ from wmpo.envs.recorded import RecordedConfig
 from wmpo.envs.simulated import Purpose, SimulatedEnv
 from wmpo.envs.simulator import SimulatorConfig
 from wmpo.envs.workspace import Workspaces
+from wmpo.execution.backend import distant_simulators
 from wmpo.report.run import RunFolder, StageLog
 
 REPEATED = ("collect", "world-model", "reward", "clone", "improve")
@@ -126,6 +127,7 @@ class Job:
                 frame_stride=frame_stride,
                 ledger=Ledger(self.root.ledger),
                 num_workers=experiment.num_workers or None,
+                workers=distant_simulators(experiment.execution, self.simulator),
             )
         self._env.purpose, self._env.frame_stride = purpose, frame_stride
         return self._env

@@ -18,7 +18,6 @@ from pathlib import Path
 from wmpo.config import Experiment
 from wmpo.division import cut
 from wmpo.execution.backend import ExecutionConfig
-from wmpo.execution.ray_backend import ClusterConfig
 from wmpo.policy.openvla_oft import OpenVLAOFTConfig
 from wmpo.report.run import RunFolder
 from wmpo.stages.footprint import (
@@ -87,7 +86,7 @@ class Use:
     imagining: float = 1.0
     "GPUs that imagine, each a whole share of the episodes."
     driver: bool = False
-    "Ray's actor trains, so the driver has networks of its own, maybe on the same GPU."
+    "Ray's actors train, so the driver has networks of its own, maybe on the same GPU."
     beside: int = 0
     "Ray's samplers that may be on the learner's GPU."
     packed: int = 0
@@ -101,7 +100,7 @@ def use_of(execution: ExecutionConfig, hardware: Hardware) -> Use:
     when the backend wants more than there are."""
     backend, gpus = execution.backend, hardware.gpus
     if backend == "ray":
-        return _ray(execution.cluster, gpus)
+        return _ray(execution, hardware)
     if backend == "local" and gpus == 1:
         return Use(said="local trains and imagines on one GPU")
     if backend == "processes":
@@ -119,24 +118,31 @@ def use_of(execution: ExecutionConfig, hardware: Hardware) -> Use:
     return Use(learning=gpus, shards=shards, imagining=gpus, said=said)
 
 
-def _ray(cluster: ClusterConfig, gpus: int) -> Use:
-    """The learner is one process on one GPU. Where samplers are given none, each GPU beside the learner's has one."""
+def _ray(execution: ExecutionConfig, hardware: Hardware) -> Use:
+    """Learners and samplers have GPUs of their own, or shares of one. Where samplers are given none, each GPU beside
+    the learners' has one."""
+    cluster, gpus, many = execution.cluster, hardware.gpus, execution.cluster.learners
     cluster.validate()
     samplers, each, learner = cluster.samplers, cluster.gpus_per_sampler, cluster.learner_gpus or 1.0
-    if not each:
-        samplers, each, learner = (gpus - 1, 1.0, 1.0) if gpus > 1 else (1, 0.5, 0.5)
+    if not each and gpus == many == 1:
+        samplers, each, learner = 1, 0.5, 0.5
+    elif not each:
+        samplers, each, learner = max(gpus - many, 1), 1.0, 1.0
     packed = min(max(int(1 / each + 1e-9), 1), samplers)
     beside = min(int((1 - learner) / each + 1e-9), samplers)
-    wanted = 1 + -(-(samplers - beside) // packed) * max(int(each), 1)
+    wanted = many + -(-(samplers - beside) // packed) * max(int(each), 1)
     if wanted > gpus:
         raise ValueError(
-            f"{samplers} samplers with --execution.cluster.gpus-per-sampler {each:g} and a learner want {wanted} GPUs, "
-            f"but --gpus is {gpus}; raise it, or lower --execution.cluster.samplers"
+            f"{samplers} samplers with --execution.cluster.gpus-per-sampler {each:g} and {many} learners want {wanted} "
+            f"GPUs, but --gpus is {gpus}; raise it, or lower --execution.cluster.samplers or learners"
         )
-    flags = f"learner-gpus {learner:g}", f"samplers {samplers}", f"gpus-per-sampler {each:g}"
+    flags = f"learners {many}", f"learner-gpus {learner:g}", f"samplers {samplers}", f"gpus-per-sampler {each:g}"
     said = " ".join(f"--execution.cluster.{flag}" for flag in flags)
-    said = f"ray trains on one GPU and imagines on {samplers / packed:g} ({said})"
-    return Use(imagining=samplers / packed, driver=True, beside=beside, packed=packed, said=said)
+    said = f"ray trains on {many} and imagines on {samplers / packed:g} ({said})"
+    shards, imagining = min(execution.shards or hardware.gpus_per_machine, many), samplers / packed
+    return Use(
+        learning=many, shards=shards, imagining=imagining, driver=True, beside=beside, packed=packed, said=said
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,8 +245,8 @@ def _fit(name: str, use: Use, net: Footprint, config: FitConfig, each: int) -> S
 
 
 def _fit_memory(use: Use, net: Footprint, config: FitConfig, beside: int = 0) -> Memory:
-    """``beside``: bytes of frozen networks, which go wherever ``net`` is."""
-    driver = net.weight_bytes + beside if use.driver else 0
+    """``beside``: bytes of frozen networks, which go wherever ``net`` is. Of Ray's learners none holds the whole."""
+    driver = (net.weight_bytes if use.learning == 1 else 0) + beside if use.driver else 0
     return training_memory(net, config, use.learning, use.shards, beside + driver)
 
 
@@ -309,11 +315,10 @@ def _improve_memory(use: Use, rows: int, policy: Footprint, dream: DreamFootprin
     """GPUs that imagine and learn hold their part of the learner and all networks that imagination needs. Under Ray
     these are the samplers', and the driver's, which may be on the learner's GPU or on a sampler's."""
     networks = dream.net.weight_bytes + dream.extra_bytes + reward.weight_bytes
-    others = policy.full_bytes + networks  # what is published
-    if use.learning > 1:
-        others = 2 * policy.weight_bytes + networks  # the same in the samplers' type and, of shards, rank 0's own
+    published = policy.full_bytes if use.learning == 1 else policy.weight_bytes  # of shards: in the samplers' type
+    others = published + networks + (policy.weight_bytes if use.learning > 1 else 0)  # rank 0's own
     if use.driver:
-        others = policy.full_bytes + (1 + use.beside) * (policy.weight_bytes + networks)
+        others = published + (1 + use.beside) * (policy.weight_bytes + networks)
     learner = _trained(policy, use.learning, use.shards, rows, others)
     sampler = Memory(others=(1 + use.packed) * (policy.weight_bytes + networks) if use.driver else 0)
     return max(learner, sampler, key=lambda memory: memory.total)
@@ -371,7 +376,8 @@ def remedy(stage: str) -> str:
 
 _REMEDIES = {
     "tokenizer": "a smaller batch (--tokenizer-training.fit.batch-size)",
-    "improve": "more GPUs with --execution.backend torchrun and --execution.shards, --policy.improve-lora-rank, "
+    "improve": "more GPUs with --execution.shards of backend torchrun or --execution.cluster.learners of ray, "
+    "--policy.improve-lora-rank, "
     "--improve.grpo.micro-batch or --policy.gradient-checkpointing",
 }
 
