@@ -158,6 +158,8 @@ def test_what_an_actor_cannot_do_is_said_in_its_own_words(fake: Any, tmp_path: P
         ValueError, match=r"2 samplers, 1 learners and 0 simulators need 2.5 GPUs, but the Ray cluster has 1;"
     ):
         connect(replace(TWO, gpus_per_sampler=1.0))
+    with pytest.raises(ValueError, match=r"execution.shards 2 must divide the 3 processes"):
+        ExecutionConfig(backend="ray", cluster=replace(TWO, learners=3), shards=2).prepare()
 
 
 @dataclass(frozen=True)
@@ -293,7 +295,7 @@ def cluster() -> Iterator[ClusterConfig]:
     with pytest.MonkeyPatch.context() as patch:
         places = str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])
         patch.setenv("PYTHONPATH", os.pathsep.join(places))  # actors import this file too
-        connect(config)
+        connect(replace(config, learners=2, simulators=2))
         yield config
         ray.shutdown()
 

@@ -56,6 +56,8 @@ class ExecutionConfig:
             check_sizes(self.size, [self.size], self.shards)
             check_gpus(self.size, torch.cuda.device_count())
         elif self.backend == "ray":
+            if self.cluster.learners > 1 and self.shards:
+                check_sizes(self.cluster.learners, [], self.shards)
             ray_cluster.connect(self.cluster)
 
 
