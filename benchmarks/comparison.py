@@ -6,7 +6,8 @@
     python benchmarks/comparison.py                            # the table of what is there
 
 The same command given twice shares the work between two cores. Tasks with settings of their own are compared in another
-folder and join the others here. A file of results/comparison holds one task and seed.
+folder and join the others here. A file of results/comparison holds one task and seed; base policies of another machine
+are others, and have a folder of their own (``--to comparison_bfloat16``).
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from wmpo.report.comparison import table
 from wmpo.stages.compare import METHODS
 from wmpo.stages.tabulate import assemble
 
-RESULTS = Path(__file__).parent / "results" / "comparison"
+RESULTS = Path(__file__).parent / "results"
 
 
-def keep(file: Path) -> None:
+def keep(file: Path, results: Path) -> None:
     """A file for each task and seed, with every trial that is there. Methods that this comparison lacks stay as another
     one has left them; settings are kept for each commit."""
     found = json.loads(file.read_text())
@@ -36,7 +37,7 @@ def keep(file: Path) -> None:
     for (task, seed), trials in cells.items():
         if len(trials) == 1:
             continue  # a base policy alone
-        path = RESULTS / f"{task}-seed{seed}.json"
+        path = results / f"{task}-seed{seed}.json"
         before = json.loads(path.read_text()) if path.exists() else {"trials": [], "configs": {}}
         known = {(trial["budget"], trial["method"]): trial for trial in before["trials"]}
         for trial in trials:
@@ -71,10 +72,13 @@ def joined(cells: list[dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("comparisons", nargs="*", type=Path)
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    for file in parser.parse_args().comparisons:
-        keep(file)
-    cells = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    parser.add_argument("--to", default="comparison", help="folder under results")
+    asked = parser.parse_args()
+    results = RESULTS / asked.to
+    results.mkdir(parents=True, exist_ok=True)
+    for file in asked.comparisons:
+        keep(file, results)
+    cells = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
     print(table(joined(cells)) if cells else "nothing is there yet")
 
 
