@@ -140,7 +140,7 @@ def test_simulator_processes_need_no_pytorch() -> None:
 
 
 def test_distribution_stays_in_execution() -> None:
-    assert {name for name in TREES if uses(name, "torch.distributed")} <= {"execution/parallel.py"}
+    assert {name for name in TREES if uses(name, "torch.distributed")} <= {"execution/parallel.py", "execution/sharded.py"}
     assert {name for name in TREES if uses(name, "ray")} <= {"execution/ray_backend.py"}
     ranks = ("wmpo.execution.parallel", "wmpo.execution.supervised")
     at_once = {
