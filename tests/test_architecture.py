@@ -140,13 +140,16 @@ def test_simulator_processes_need_no_pytorch() -> None:
 
 
 def test_distribution_stays_in_execution() -> None:
-    assert {name for name in TREES if uses(name, "torch.distributed")} <= {"execution/parallel.py", "execution/sharded.py"}
-    assert {name for name in TREES if uses(name, "ray")} <= {"execution/ray_backend.py"}
-    ranks = ("wmpo.execution.parallel", "wmpo.execution.supervised")
+    divided = {"execution/parallel.py", "execution/sharded.py"}
+    assert {name for name in TREES if uses(name, "torch.distributed")} == divided
+    actors = {f"execution/ray_{part}.py" for part in ("backend", "cluster", "simulators")}
+    assert {name for name in TREES if uses(name, "ray")} == actors
+    ranks = ("wmpo.execution.parallel", "wmpo.execution.sharded", "wmpo.execution.supervised")
     at_once = {
         name for name, tree in TREES.items() for i in imports(tree, inside_functions=False) if i.startswith(ranks)
     }
-    assert at_once == {"execution/supervised.py"}, "one process does not load what several need"
+    allowed = {*divided, "execution/supervised.py"}
+    assert at_once == allowed, "one process does not load what several need"
 
 
 def test_heavy_libraries_are_imported_only_inside_functions() -> None:
