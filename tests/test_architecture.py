@@ -142,7 +142,7 @@ def test_simulator_processes_need_no_pytorch() -> None:
 def test_distribution_stays_in_execution() -> None:
     divided = {"execution/parallel.py", "execution/sharded.py"}
     assert {name for name in TREES if uses(name, "torch.distributed")} == divided
-    actors = {f"execution/ray_{part}.py" for part in ("backend", "cluster", "simulators")}
+    actors = {"execution/ray_backend.py", "execution/ray_cluster.py"}
     assert {name for name in TREES if uses(name, "ray")} == actors
     ranks = ("wmpo.execution.parallel", "wmpo.execution.sharded", "wmpo.execution.supervised")
     at_once = {

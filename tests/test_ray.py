@@ -144,10 +144,10 @@ def test_actors_that_die_are_replaced_and_their_episodes_played_again(fake: Any,
     same_as_local(sampler, spec, 9)
     assert len(fake.actors) == 4 and [actor.dead for actor in fake.actors] == [True, True, False, False]
     same_as_local(sampler, spec, 1)
-    for actor in sampler.actors:
+    for actor in sampler._pool.actors:
         actor.runs_left = 0
     with pytest.raises(RuntimeError, match="samplers died 1 times in one batch"):
-        sampler.config = replace(TWO, max_restarts=0)
+        sampler._pool._most = 0
         sampler.run(some_starts(4), 1.0, 0)
 
 
@@ -277,8 +277,8 @@ def test_simulators_that_die_are_replaced_and_their_rows_played_again(fake: Any)
     with pytest.raises(KeyError, match="no such command"):
         distant.each("no such command", [(1,)])
     fake.actors[2].runs_left = 0
-    with pytest.raises(RuntimeError, match="simulators died 1 times in one chunk"):
-        distant._most = 0
+    with pytest.raises(RuntimeError, match="simulators died 1 times in one batch"):
+        distant._pool._most = 0
         counted(distant, {})
     distant.close()
     assert all(actor.dead for actor in fake.actors), "nothing stays behind"
@@ -360,7 +360,7 @@ def test_simulators_in_actors_show_what_those_of_this_machine_do(cluster: Cluste
     local, distant = LocalWorkers(CountedConfig(), 1), RayWorkers(replace(cluster, simulators=2), CountedConfig())
     expected = counted(local, {})
     found = counted(distant, {})
-    ray.kill(distant._actors[1])
+    ray.kill(distant._pool.actors[1])
     assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
     actions = {row: np.ones((2, 1)) for row in range(5)}
     again, there = (workers.scatter("step", actions, 1, NONE, {}) for workers in (local, distant))

@@ -57,7 +57,7 @@ class ExecutionConfig:
             check_gpus(self.size, torch.cuda.device_count())
         elif self.backend == "ray":
             if self.cluster.learners > 1 and self.shards:
-                check_sizes(self.cluster.learners, [], self.shards)
+                check_sizes(self.cluster.learners, [], self.shards)  # which machines they will be on, Ray decides
             ray_cluster.connect(self.cluster)
 
 

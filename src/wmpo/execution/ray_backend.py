@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from wmpo.division import WHOLE
 from wmpo.execution.local import DistantTrainer, LocalSampler, TrainingSpec, WorkerSpec
-from wmpo.execution.ray_cluster import ClusterConfig, Owner, get, started
+from wmpo.execution.ray_cluster import ActorPool, ActorTeam, ClusterConfig
 from wmpo.protocols import TrainablePolicy
 from wmpo.rl.grpo import GRPOConfig, GRPOLearner
 from wmpo.types import Minibatch, Rollouts, Starts, concatenate
@@ -37,9 +37,10 @@ class _Sampler:
 
 
 class _Member:
-    """Runs in an actor; one of a team where there are several."""
+    """Runs in an actor; one of a team where there are several. ``local`` does what is asked for."""
 
     team: Any = None
+    local: Any
 
     def machine(self) -> str:
         import ray
@@ -62,12 +63,17 @@ class _Member:
     def serve(self) -> None:
         self.team.serve()
 
+    def save(self) -> dict[str, Tensor]:
+        return _on_cpu(self.local.save())
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        self.local.restore(tensors)
+
 
 class _Learner(_Member):
     """Runs in an actor."""
 
     def begin(self, spec: WorkerSpec, config: GRPOConfig, temperature: float, shards: int) -> None:
-        self.local: Any = None
         if self.team is None:
             self.local = GRPOLearner(spec.policy(), config, temperature=temperature)
         else:
@@ -82,18 +88,11 @@ class _Learner(_Member):
         weights = self.local.publish() if self.team is None else self.local.weights(types)
         return {name: tensor.to("cpu", types[name]) for name, tensor in weights.items()}
 
-    def save(self) -> dict[str, Tensor]:
-        return _on_cpu(self.local.save())
-
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        self.local.restore(tensors)
-
 
 class _Trainer(_Member):
     """Runs in an actor."""
 
     def begin(self, spec: TrainingSpec, shards: int) -> None:
-        self.local: Any = None
         if self.team is None:
             self.local = spec.training(spec.network(), WHOLE)
         else:
@@ -106,12 +105,6 @@ class _Trainer(_Member):
 
     def average(self) -> dict[str, Tensor]:
         return _on_cpu(self.local.average())
-
-    def save(self) -> dict[str, Tensor]:
-        return _on_cpu(self.local.save())
-
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        self.local.restore(tensors)
 
 
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -130,60 +123,30 @@ class RaySampler:
     """A :class:`wmpo.protocols.Sampler` of several actors."""
 
     def __init__(self, config: ClusterConfig, spec: WorkerSpec) -> None:
-        self.config, self.spec = config, spec
-        self.actors = self._start(config.samplers)
         self._weights: Any = None
-
-    def _start(self, count: int) -> list[Any]:
-        actors = started(_Sampler, count, self.config.gpus_per_sampler)
-        get([actor.begin.remote(self.spec) for actor in actors])
-        return actors
+        self._pool = ActorPool(
+            _Sampler, config.samplers, config.gpus_per_sampler, config.max_restarts, self._refresh, spec
+        )
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
         import ray
 
         self._weights = weights.reference if isinstance(weights, Published) else ray.put(_on_cpu(weights))
-        for i in range(len(self.actors)):
-            self.actors[i].load.remote(self._weights)  # in order before the next run; failures show there
+        for actor in self._pool.actors:
+            actor.load.remote(self._weights)  # in order before the next run; failures show there
 
     def run(self, starts: Starts, temperature: float, seed: int) -> Rollouts:
         """Raises RuntimeError when samplers die again and again."""
-        import ray
+        rows = torch.arange(len(starts)).tensor_split(min(len(self._pool.actors), len(starts)))
+        parts = [(starts.rows(part), temperature, seed) for part in rows]
+        return concatenate(self._pool.ask("run", parts, "samplers", "the last iteration"))
 
-        rows = torch.arange(len(starts)).tensor_split(min(len(self.actors), len(starts)))
-        parts = [starts.rows(part) for part in rows]
-        waiting = {self.actors[i].run.remote(part, temperature, seed): i for i, part in enumerate(parts)}
-        results: dict[int, Rollouts] = {}
-        restarts = 0
-        while waiting:
-            (ready,), _ = ray.wait(list(waiting), num_returns=1)
-            i = waiting.pop(ready)
-            try:
-                results[i] = get(ready)
-            except ray.exceptions.RayActorError as error:
-                restarts += 1
-                if restarts > self.config.max_restarts:
-                    raise RuntimeError(
-                        f"samplers died {restarts} times in one batch ({error}); the same command goes on from the "
-                        "last iteration"
-                    ) from error
-                self._replace(i)
-                waiting[self.actors[i].run.remote(parts[i], temperature, seed)] = i
-        return concatenate([results[i] for i in range(len(parts))])
-
-    def _replace(self, i: int) -> None:
-        import ray
-
-        ray.kill(self.actors[i])  # it may only be out of reach
-        self.actors[i] = self._start(1)[0]
+    def _refresh(self, actor: Any, i: int) -> None:
         if self._weights is not None:
-            self.actors[i].load.remote(self._weights)
+            actor.load.remote(self._weights)
 
     def close(self) -> None:
-        import ray
-
-        for actor in self.actors:
-            ray.kill(actor)
+        self._pool.close()
 
 
 class RayLearner:
@@ -201,7 +164,7 @@ class RayLearner:
         shards: int = 0,
     ) -> None:
         self._policy = policy.eval()
-        self._learner = Owner(config, _Learner, spec, grpo, temperature, shards)
+        self._learner = ActorTeam(config, _Learner, spec, grpo, temperature, shards)
 
     @property
     def policy(self) -> TrainablePolicy:
@@ -232,7 +195,7 @@ class RayTrainer(DistantTrainer):
     driver's own."""
 
     def __init__(self, config: ClusterConfig, spec: TrainingSpec, network: nn.Module, *, shards: int = 0) -> None:
-        self._trainer = Owner(config, _Trainer, spec, shards)
+        self._trainer = ActorTeam(config, _Trainer, spec, shards)
         super().__init__(network)
 
     def step(self, number: int) -> float:

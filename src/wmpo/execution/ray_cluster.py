@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,11 +122,67 @@ def started(kind: type, count: int, gpus: float, **options: Any) -> list[Any]:
     return actors
 
 
-class Owner:
-    """The actor, or the first of several that divide a network, whose state dies with it: its stage stops then, and
-    goes on from a checkpoint.
+def killed(actors: Sequence[Any]) -> None:
+    import ray
 
-    The others are ranks of a :class:`wmpo.execution.parallel.Team`, packed on as few machines as there is room for.
+    for actor in actors:
+        ray.kill(actor)
+
+
+class ActorPool:
+    """Actors of which each can do another one's work. One that dies is replaced and asked again; ``refresh(actor, i)``
+    tells a new one what the i-th knew."""
+
+    def __init__(
+        self, kind: type, count: int, gpus: float, most: int, refresh: Callable[[Any, int], None], *arguments: Any
+    ) -> None:
+        """``most``: replacements while one batch of calls is answered; ``arguments``: those of ``begin``."""
+        self._kind, self._gpus, self._most, self._refresh, self._arguments = kind, gpus, most, refresh, arguments
+        self.actors = self._begun(count)
+
+    def _begun(self, count: int) -> list[Any]:
+        actors = started(self._kind, count, self._gpus)
+        get([actor.begin.remote(*self._arguments) for actor in actors])
+        return actors
+
+    def ask(self, name: str, arguments: Sequence[tuple[Any, ...]], what: str, on: str) -> list[Any]:
+        """Calls ``name`` of the first actors, one for each of ``arguments``, all at the same time.
+
+        Raises RuntimeError, which says ``what`` died and from where the same command goes ``on``, when they die again
+        and again."""
+        import ray
+
+        def order(i: int) -> Any:
+            return getattr(self.actors[i], name).remote(*arguments[i])
+
+        waiting, answers, restarts = {order(i): i for i in range(len(arguments))}, [None] * len(arguments), 0
+        while waiting:
+            (ready,), _ = ray.wait(list(waiting), num_returns=1)
+            i = waiting.pop(ready)
+            try:
+                answers[i] = get(ready)
+            except ray.exceptions.RayActorError as error:
+                restarts += 1
+                if restarts > self._most:
+                    raise RuntimeError(
+                        f"{what} died {restarts} times in one batch ({error}); the same command goes on from {on}"
+                    ) from error
+                killed([self.actors[i]])  # it may only be out of reach
+                self.actors[i] = self._begun(1)[0]
+                self._refresh(self.actors[i], i)  # in order before what is asked next; failures show there
+                waiting[order(i)] = i
+        return answers
+
+    def close(self) -> None:
+        killed(self.actors)
+
+
+class ActorTeam:
+    """The actor, or several that divide a network, whose state dies with one of them: their stage stops then, and goes
+    on from a checkpoint.
+
+    Several are ranks of a :class:`wmpo.execution.parallel.Team`, packed on as few machines as there is room for; the
+    first is asked.
     """
 
     def __init__(self, config: ClusterConfig, kind: type, *arguments: Any) -> None:
@@ -159,11 +213,10 @@ class Owner:
         order = ranks(machines)
         self._actors = [self._actors[i] for i in order]
         meeting = get(self._actors[0].meeting.remote())
-        local = Counter(machines)
-        size = len(order)
+        local_sizes = [machines.count(machines[i]) for i in order]
         get([
-            actor.join.remote(rank, size, local[machines[i]], meeting)
-            for rank, (i, actor) in enumerate(zip(order, self._actors, strict=True))
+            actor.join.remote(rank, len(order), local_size, meeting)
+            for rank, (actor, local_size) in enumerate(zip(self._actors, local_sizes, strict=True))
         ])  # fmt: skip
         return [actor.serve.remote() for actor in self._actors[1:]]
 
@@ -192,11 +245,9 @@ class Owner:
     def close(self) -> None:
         import ray
 
-        for actor in self._actors:
-            ray.kill(actor)
+        killed(self._actors)
         if self._group is not None:
-            with suppress(Exception):  # the cluster may be gone, and with it the group
-                ray.util.remove_placement_group(self._group)
+            ray.util.remove_placement_group(self._group)
 
 
 def ranks(machines: Sequence[str]) -> list[int]:

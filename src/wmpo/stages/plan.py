@@ -371,14 +371,13 @@ def _warnings(found: Plan, hardware: Hardware) -> list[str]:
 
 def remedy(stage: str) -> str:
     """Flags that make a stage take less memory."""
-    return _REMEDIES.get(stage, "its fit.micro-batch, or more GPUs with --execution.backend torchrun")
+    return _REMEDIES.get(stage, "its fit.micro-batch, or more GPUs with --execution.backend torchrun or ray")
 
 
 _REMEDIES = {
     "tokenizer": "a smaller batch (--tokenizer-training.fit.batch-size)",
     "improve": "more GPUs with --execution.shards of backend torchrun or --execution.cluster.learners of ray, "
-    "--policy.improve-lora-rank, "
-    "--improve.grpo.micro-batch or --policy.gradient-checkpointing",
+    "--policy.improve-lora-rank, --improve.grpo.micro-batch or --policy.gradient-checkpointing",
 }
 
 
