@@ -4,6 +4,7 @@
         --methods rft dpo grpo-real more-demos wmpo-rft --evaluate.num-test 256
     python benchmarks/comparison.py runs/c/comparison.json     # keeps every outcome in results/comparison
     python benchmarks/comparison.py                            # the table of what is there
+    python benchmarks/comparison.py --beside comparison_bfloat16   # of both folders, the others' seeds as further ones
 
 The same command given twice shares the work between two cores. Tasks with settings of their own are compared in another
 folder and join the others here. A file of results/comparison holds one task and seed; base policies of another machine
@@ -69,16 +70,28 @@ def joined(cells: list[dict[str, Any]]) -> dict[str, Any]:
     )  # fmt: skip
 
 
+def cells_of(folder: Path, first: int = 0) -> list[dict[str, Any]]:
+    """A folder's cells, with seeds from ``first`` on: base policies of another machine are those of other seeds."""
+    cells = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    for cell in cells:
+        cell["seed"] += first
+        cell["trials"] = [trial | {"seed": trial["seed"] + first} for trial in cell["trials"]]
+    return cells
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("comparisons", nargs="*", type=Path)
     parser.add_argument("--to", default="comparison", help="folder under results")
+    parser.add_argument("--beside", default="", help="a further one, for the table alone")
     asked = parser.parse_args()
     results = RESULTS / asked.to
     results.mkdir(parents=True, exist_ok=True)
     for file in asked.comparisons:
         keep(file, results)
-    cells = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
+    cells = cells_of(results)
+    if asked.beside:
+        cells += cells_of(RESULTS / asked.beside, 1 + max((cell["seed"] for cell in cells), default=-1))
     print(table(joined(cells)) if cells else "nothing is there yet")
 
 
